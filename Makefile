@@ -1,0 +1,46 @@
+# Every target sets up what it needs by itself; `make help` lists them.
+PYTHON ?= python3
+VENV   ?= .venv
+RUN    ?= heart
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test test-slow check format benchmarks clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## create the virtual environment and install the project with its tools
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Python 3.11 or newer is needed; name one with: make PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+run: $(READY) ## train, screen, credit and settle the cooperative of four hospitals
+	$(BIN)/vcca-jax run experiments/heart/config.toml --name $(RUN)
+
+test: $(READY) ## run the test suite
+	$(BIN)/python -m pytest -n auto -m 'not slow'
+
+test-slow: $(READY) ## run the tests that take longer
+	$(BIN)/python -m pytest -n auto -m slow
+
+check: $(READY) ## lint, check formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY) ## format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+benchmarks: $(READY) ## measure the speed claims side by side
+	$(BIN)/python -m experiments.benchmarks.traversal
+
+clean: ## remove the virtual environment and every cache
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build dist
