@@ -1,0 +1,1 @@
+"""Value-constrained credit assignment on traversal learning."""

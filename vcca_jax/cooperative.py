@@ -1,0 +1,187 @@
+"""The agents' data on one padded axis, and how agents join and leave it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Shard = tuple[Any, Any]
+
+
+class Shards(NamedTuple):
+    """The arrays of a cooperative: what a jitted function takes.
+
+    Attributes:
+        inputs: [A, S, ...], zero where there is no sample.
+        targets: [A, S, ...], zero where there is no sample.
+        mask: [A, S] bool, true for a live sample.
+        active: [A] bool, true for an agent that is a member. An inactive agent has no live sample;
+            a member may have none either.
+    """
+
+    inputs: Any
+    targets: Any
+    mask: Any
+    active: Any
+
+
+@dataclass(frozen=True)
+class Cooperative:
+    """Agents with their data, padded to fixed capacities.
+
+    The names stay on the host: only ``shards`` enters a jitted function, so its shapes, and with
+    them the compiled code, are the same whoever is a member.
+
+    Attributes:
+        names: one a slot of the agent axis, "" for a free slot.
+        shards: the padded arrays (NumPy; ``jax.device_put`` them once for a long run).
+    """
+
+    names: tuple[str, ...]
+    shards: Shards
+
+    @property
+    def capacity(self) -> int:
+        """Slots on the agent axis, A."""
+        return len(self.names)
+
+    @property
+    def sample_capacity(self) -> int:
+        """Slots on the sample axis, S."""
+        return int(self.shards.mask.shape[1])
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """[A] int, live samples of each agent."""
+        return np.asarray(self.shards.mask).sum(axis=1)
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Names of the active agents, in the order of the axis."""
+        return tuple(name for name in self.names if name)
+
+    def index(self, name: str) -> int:
+        """Slot of a member; ``ValueError`` for a stranger."""
+        if not name or name not in self.names:
+            raise ValueError(f"name={name!r} is no member; the members are {list(self.members)}")
+        return self.names.index(name)
+
+
+def cooperative(
+    shards: Sequence[Shard],
+    *,
+    names: Sequence[str] | None = None,
+    capacity: int | None = None,
+    sample_capacity: int | None = None,
+) -> Cooperative:
+    """Put the agents' data on one padded axis.
+
+    Args:
+        shards: one ``(inputs [n_i, ...], targets [n_i, ...])`` an agent; ``n_i`` may be 0.
+        names: one unique, non-empty name an agent; "agent 0", "agent 1", ... by default.
+        capacity: slots on the agent axis, the number of shards by default. Leave room for agents
+            that will join: a join within the capacity changes no shape.
+        sample_capacity: slots on the sample axis, the largest ``n_i`` by default.
+
+    Returns:
+        A ``Cooperative`` whose arrays have shape [capacity, sample_capacity, ...].
+
+    Raises:
+        ValueError: no shard, unequal lengths, shapes or dtypes, a value that is not finite, names
+            that are not unique, or a capacity that is too small.
+    """
+    pairs = [_checked_shard(shard, f"shards[{i}]") for i, shard in enumerate(shards)]
+    if not pairs:
+        raise ValueError("shards=[] holds no agent; give at least one (inputs, targets) pair")
+    names = [f"agent {i}" for i in range(len(pairs))] if names is None else list(names)
+    if len(names) != len(pairs):
+        raise ValueError(f"names has {len(names)} entries for {len(pairs)} shards; give one each")
+    if len(set(names)) != len(names) or not all(names):
+        raise ValueError(f"names={names} must be unique and not empty")
+    agent_slots = len(pairs) if capacity is None else capacity
+    if agent_slots < len(pairs):
+        raise ValueError(f"capacity={capacity} is less than the {len(pairs)} shards; raise it")
+    longest = max(len(inputs) for inputs, _ in pairs)
+    sample_slots = max(longest, 1) if sample_capacity is None else sample_capacity
+    inputs, targets = pairs[0]
+    empty = Cooperative(
+        names=("",) * agent_slots,
+        shards=Shards(
+            inputs=np.zeros((agent_slots, sample_slots, *inputs.shape[1:]), inputs.dtype),
+            targets=np.zeros((agent_slots, sample_slots, *targets.shape[1:]), targets.dtype),
+            mask=np.zeros((agent_slots, sample_slots), bool),
+            active=np.zeros(agent_slots, bool),
+        ),
+    )
+    for slot, (name, shard) in enumerate(zip(names, pairs, strict=True)):
+        empty = _place(empty, slot, name, shard)
+    return empty
+
+
+def join(members: Cooperative, name: str, shard: Shard) -> Cooperative:
+    """Add an agent in the first free slot; no shape changes.
+
+    Raises:
+        ValueError: the name is taken or empty, no slot is free, or the shard does not fit.
+    """
+    if not name or name in members.names:
+        raise ValueError(f"name={name!r} is empty or already a member's; choose another")
+    if "" not in members.names:
+        raise ValueError(
+            f"all {members.capacity} slots are taken; make the cooperative with a larger capacity="
+        )
+    return _place(members, members.names.index(""), name, _checked_shard(shard, "shard"))
+
+
+def leave(members: Cooperative, name: str) -> Cooperative:
+    """Remove an agent and its data; its slot is free again and no shape changes."""
+    slot = members.index(name)
+    arrays = [np.array(array) for array in members.shards]
+    for array in arrays:
+        array[slot] = 0
+    names = tuple("" if i == slot else other for i, other in enumerate(members.names))
+    return replace(members, names=names, shards=Shards(*arrays))
+
+
+def _place(members: Cooperative, slot: int, name: str, shard: Shard) -> Cooperative:
+    inputs, targets = shard
+    room = members.shards
+    for what, array, place in (
+        ("inputs", inputs, room.inputs),
+        ("targets", targets, room.targets),
+    ):
+        if array.shape[1:] != place.shape[2:] or array.dtype != place.dtype:
+            raise ValueError(
+                f"{what} of {name!r} have shape {array.shape[1:]} and dtype {array.dtype} a sample,"
+                f" those of the cooperative {place.shape[2:]} and {place.dtype}; make them alike"
+            )
+    count = len(inputs)
+    if count > members.sample_capacity:
+        raise ValueError(
+            f"{name!r} brings {count} samples, more than sample_capacity="
+            f"{members.sample_capacity}; make the cooperative with a larger one"
+        )
+    arrays = Shards(*(np.array(array) for array in room))
+    arrays.inputs[slot, :count] = inputs
+    arrays.targets[slot, :count] = targets
+    arrays.mask[slot, :count] = True
+    arrays.active[slot] = True
+    names = tuple(name if i == slot else other for i, other in enumerate(members.names))
+    return replace(members, names=names, shards=arrays)
+
+
+def _checked_shard(shard: Shard, argument: str) -> tuple[np.ndarray, np.ndarray]:
+    inputs, targets = (np.asarray(part) for part in shard)
+    if inputs.ndim == 0 or targets.ndim == 0 or len(inputs) != len(targets):
+        raise ValueError(
+            f"{argument} has inputs of shape {inputs.shape} and targets of shape {targets.shape};"
+            " the leading axes must be the samples, equally many"
+        )
+    for what, array in (("inputs", inputs), ("targets", targets)):
+        if np.issubdtype(array.dtype, np.inexact) and not np.isfinite(array).all():
+            bad = int((~np.isfinite(array)).sum())
+            raise ValueError(
+                f"{argument} has {bad} {what} that are NaN or infinite; impute or drop them first"
+            )
+    return inputs, targets

@@ -1,0 +1,101 @@
+"""The epoch's virtual batches and the order in which agents are visited (host, NumPy)."""
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from vcca_jax.cooperative import Cooperative
+
+VisitingOrder = Literal["random", "ascending"]
+
+
+class TraversalPlan(NamedTuple):
+    """Which samples make up each of an epoch's T virtual batches of B slots.
+
+    A batch is laid out in visiting order: the samples of one agent stand together, and the agents
+    follow each other as they are visited. Indexing every field at t gives one step's plan.
+
+    Attributes:
+        owners: [T, B] int32, the agent that holds each sample.
+        rows: [T, B] int32, the sample's row in its owner's shard.
+        mask: [T, B] bool, false for a padding slot; such a slot names some live sample, so that
+            a model is never run on made-up data.
+    """
+
+    owners: np.ndarray
+    rows: np.ndarray
+    mask: np.ndarray
+
+
+def virtual_batches(
+    cooperative: Cooperative,
+    batch_size: int,
+    *,
+    seed: int,
+    epoch: int,
+    steps: int | None = None,
+    visiting_order: VisitingOrder = "random",
+) -> TraversalPlan:
+    """Plan one epoch: all live samples shuffled together, each exactly once.
+
+    The draw depends on ``(seed, epoch)`` and on the members' sizes alone, so any epoch can be
+    planned without the ones before it.
+
+    Args:
+        cooperative: the agents and their data.
+        batch_size: B, samples in a virtual batch; the last one may hold fewer.
+        seed: of the run, >= 0.
+        epoch: counted from 0.
+        steps: T; the fewest that hold every sample by default. A larger number adds empty batches
+            at the end, which a trainer passes over: fix it to keep one shape while agents come
+            and go.
+        visiting_order: "random" draws one anew for each batch; "ascending" follows the axis.
+
+    Raises:
+        ValueError: a size below one, no live sample, or too few steps.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least 1")
+    if seed < 0 or epoch < 0:
+        raise ValueError(f"seed={seed} and epoch={epoch} must not be negative")
+    if visiting_order not in ("random", "ascending"):
+        raise ValueError(f"visiting_order={visiting_order!r} must be 'random' or 'ascending'")
+    owners, rows = np.nonzero(cooperative.shards.mask & cooperative.shards.active[:, None])
+    count = len(owners)
+    if count == 0:
+        raise ValueError("the cooperative has no live sample; let an agent with data join")
+    needed = -(-count // batch_size)
+    steps = needed if steps is None else steps
+    if steps < needed:
+        raise ValueError(f"steps={steps} cannot hold {count} samples; give at least {needed}")
+    generator = np.random.default_rng((seed, epoch))
+    order = generator.permutation(count)
+    # Padding repeats the first sample, masked.
+    slots = np.concatenate([order, np.full(steps * batch_size - count, order[0])])
+    mask = np.arange(steps * batch_size) < count
+    plan = TraversalPlan(
+        owners=owners[slots].astype(np.int32).reshape(steps, batch_size),
+        rows=rows[slots].astype(np.int32).reshape(steps, batch_size),
+        mask=mask.reshape(steps, batch_size),
+    )
+    layout = np.stack(
+        [
+            _visiting_layout(owners, mask, generator, visiting_order)
+            for owners, mask in zip(plan.owners, plan.mask, strict=True)
+        ]
+    )
+    return TraversalPlan(*(np.take_along_axis(field, layout, axis=1) for field in plan))
+
+
+def _visiting_layout(
+    owners: np.ndarray,
+    mask: np.ndarray,
+    generator: np.random.Generator,
+    visiting_order: VisitingOrder,
+) -> np.ndarray:
+    """Positions that put one batch in visiting order, padding last."""
+    visited, place = np.unique(owners, return_inverse=True)
+    rank = np.arange(len(visited))
+    if visiting_order == "random":
+        rank = generator.permutation(rank)
+    return np.lexsort((rank[place], ~mask))
