@@ -1,0 +1,1 @@
+"""The rivals, each a Trainer of the same shape as the cooperative."""
