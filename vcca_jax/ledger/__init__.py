@@ -1,0 +1,32 @@
+"""The append-only record of credit and money: open it, settle into it, verify it."""
+
+from vcca_jax.ledger.chain import Entry
+from vcca_jax.ledger.drafts import Settlement
+from vcca_jax.ledger.errors import (
+    CorruptLedgerError,
+    ForeignLedgerError,
+    LedgerError,
+    LedgerWriteError,
+    LockedLedgerError,
+    ReadOnlyLedgerError,
+    SettlementConflictError,
+)
+from vcca_jax.ledger.ledger import Ledger
+from vcca_jax.ledger.replay import Verification
+from vcca_jax.ledger.statement import Statement, StatementLine
+
+__all__ = [
+    "CorruptLedgerError",
+    "Entry",
+    "ForeignLedgerError",
+    "Ledger",
+    "LedgerError",
+    "LedgerWriteError",
+    "LockedLedgerError",
+    "ReadOnlyLedgerError",
+    "Settlement",
+    "SettlementConflictError",
+    "Statement",
+    "StatementLine",
+    "Verification",
+]

@@ -1,0 +1,364 @@
+"""The ledger itself: the books, kept in a file, with every entry chained to those before it."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from vcca_jax.ledger import chain, store
+from vcca_jax.ledger.books import Books
+from vcca_jax.ledger.drafts import Draft, Settlement, receipt, request
+from vcca_jax.ledger.errors import CorruptLedgerError, LedgerError, SettlementConflictError
+from vcca_jax.ledger.replay import Verification, advance, read, replay
+from vcca_jax.ledger.statement import Statement, lines
+from vcca_jax.ledger.terms import Terms, check_names, check_terms, match
+from vcca_jax.settlement import Number
+from vcca_jax.share_rules import ShareRule, high_water_mark
+
+
+class Ledger:
+    """An append-only, hash-chained record of credit (signed) and money (double entry).
+
+    | guarantee | holds |
+    | --- | --- |
+    | every entry's postings sum to zero | exactly |
+    | no account but the outside world's falls below zero | always |
+    | no payout of a settlement is negative | always |
+    | the same period with the same content is recorded once | always |
+    | killed at any moment, the file opens with every settlement whole or absent | always |
+    | the file's bytes depend on | the committed entries alone (and the SQLite version) |
+    | an edit, insertion or removal is found by `verify` | unless all hashes after it are redone |
+    | a tail cut off, or hashes redone, is found by `verify` | given a head hash kept elsewhere |
+
+    Opening replays the whole file, so a damaged ledger never opens; it costs about as much as
+    settling it did, less the waiting for the disk. Use `Ledger.open`, and close it (or use `with`).
+    """
+
+    def __init__(self, file: store.Store, rule: ShareRule | None) -> None:
+        self._store = file
+        self._uncommitted = False
+        with self._store.reading():
+            self._books, self._head = replay(self._store, rule)
+
+    @classmethod
+    def open(
+        cls,
+        path: str | PathLike[str],
+        *,
+        run: str | None = None,
+        principals: Sequence[str] | None = None,
+        currency: str | None = None,
+        config: str | None = None,
+        scale_bits: int | None = None,
+        rule: ShareRule | None = None,
+        rounding: str | None = None,
+        release_lag: int | None = None,
+        create: bool = True,
+        read_only: bool = False,
+        timeout: float = 10.0,
+    ) -> Self:
+        """Open the ledger at `path`, or create it there.
+
+        What is None is taken from an existing ledger, which must agree with all that is not None.
+
+        Args:
+            path: The SQLite file.
+            run: Name of the run it belongs to.
+            principals: Names of the principals; others are refused until they `join`. None for a
+                new ledger registers whoever is credited first.
+            currency: Code of the currency whose minor units are counted; "EUR" for a new ledger.
+            config: Digest of the run's configuration.
+            scale_bits: Credits are kept in units of 2^-scale_bits; 40 for a new ledger.
+            rule: The share rule; `share_rules.high_water_mark()` for a new ledger. A rule defined
+                outside the package has to be given each time.
+            rounding: "largest_remainder" (the default: a period's payouts sum to its revenue) or
+                "running_floor" (see `settlement.running_floor`).
+            release_lag: Number of settlements for which a payout stays in escrow, from where it
+                can be clawed back; 0 for a new ledger.
+            create: Whether to create a ledger that does not exist.
+            read_only: Only read; works on a read-only disk.
+            timeout: Seconds to wait for another process that is writing.
+
+        Raises:
+            ForeignLedgerError: The file is something else, or a ledger on other terms.
+            CorruptLedgerError: The ledger is damaged, cut short or edited.
+            ReadOnlyLedgerError: It can't be written (and `read_only` was not asked for).
+            LockedLedgerError: Another process held it for longer than `timeout`.
+            LedgerError: There is no such ledger and `create` is False, or the terms can't be.
+        """
+        path = Path(path)
+        wanted = {
+            "run": run,
+            "config": config,
+            "principals": principals,
+            "currency": currency,
+            "scale_bits": scale_bits,
+            "rule": None if rule is None else rule.spec,
+            "rounding": rounding,
+            "release_lag": release_lag,
+        }
+        if path.exists() and not path.is_file():
+            raise LedgerError(f"{path} is no file; give the path of a file")
+        if not path.exists():
+            if read_only or not create:
+                raise LedgerError(f"there is no ledger at {path}; check the path")
+            new_rule = high_water_mark() if rule is None else rule
+            terms = Terms(
+                run=run,
+                config=config,
+                principals=None if principals is None else check_names(principals),
+                currency="EUR" if currency is None else currency,
+                scale_bits=40 if scale_bits is None else scale_bits,
+                rule=new_rule.spec,
+                rounding="largest_remainder" if rounding is None else rounding,
+                release_lag=0 if release_lag is None else release_lag,
+            )
+            check_terms(terms)
+            payload = chain.canonical(Books(terms, new_rule).draft_opening().content)
+            store.create(path, payload, chain.link(chain.FIRST, payload))
+        file = store.Store(path, read_only=read_only, timeout=timeout)
+        try:
+            ledger = cls(file, rule)
+            match(ledger.terms, list(ledger._books.principals), wanted)
+        except BaseException:
+            file.close()
+            raise
+        return ledger
+
+    @property
+    def terms(self) -> Terms:
+        """The terms the ledger was created with."""
+        return self._books.terms
+
+    @property
+    def principals(self) -> tuple[str, ...]:
+        """The registered principals, in order of registration."""
+        return tuple(self._books.principals)
+
+    def settle(
+        self,
+        period: int | str,
+        credits: Mapping[str, Number],
+        revenue: int,
+        *,
+        gain: Number | None = None,
+        carry_over: Number | None = None,
+        evidence: str | None = None,
+    ) -> Settlement:
+        """Book a period's credits and divide its revenue, in one transaction.
+
+        Settling the same period with the same content again returns the stored receipt, so an
+        interrupted run may simply repeat what it is not sure of.
+
+        Args:
+            period: The period's name, unique in the ledger; 3 and "3" are the same.
+            credits: principal -> credit of the period, signed, in units of the utility.
+            revenue: The period's revenue in minor units, at least 0.
+            gain: v(1) - v(0) of the period. If it is not positive after quantisation, nothing is
+                paid and the revenue is carried to the next period; the credits still count.
+            carry_over: Credit of the optimizer's memory, v(0): the reserve's score. The reserve
+                takes part in the division with it as any principal does with its own. None leaves
+                the reserve out.
+            evidence: Digest of whatever the credits were computed from.
+
+        Returns:
+            The receipt.
+
+        Raises:
+            ValueError: On a NaN or infinite credit, a revenue that is negative, fractional or too
+                large (both named), or shares that can't be allocated.
+            SettlementConflictError: The period was settled with other content.
+            LedgerError: A principal is unknown; or of the kind that says why it was not written.
+        """
+        asked = request(self.terms.scale_bits, period, credits, revenue, gain, carry_over, evidence)
+        with self._writing():
+            seq = self._books.settled.get(asked.period)
+            if seq is not None:
+                content, digest = read(self._store, seq)
+                _check_same(asked.content(), content)
+                return receipt(content, digest)
+            draft, digest = self._append(lambda books: books.draft_settlement(asked))
+            while self._books.draft_release() is not None:
+                self._append(Books.draft_release)
+        return receipt(draft.content, digest, draft.postings)
+
+    def join(self, principal: str) -> None:
+        """Register a principal; registering it again does nothing.
+
+        Raises:
+            LedgerError: If the name can't be one; or of the kind that says why it was not written.
+        """
+        with self._writing():
+            if principal not in self._books.principals:
+                self._append(lambda books: books.draft_joining(principal))
+
+    def reverse(self, seq: int, reason: str) -> chain.Entry:
+        """Take a settlement back by a new entry; the old one stays, and its period is free again.
+
+        Args:
+            seq: Number of the settlement's entry.
+            reason: Why, in words.
+
+        Raises:
+            LedgerError: If that entry is no settlement, is reversed already, or its money has
+                moved on (see the message).
+        """
+        with self._writing():
+            content, _ = read(self._store, seq)
+            draft, digest = self._append(lambda books: books.draft_reversal(seq, content, reason))
+        return chain.stored(draft.content, digest)
+
+    def claw_back(self, period: int | str, principal: str, reason: str) -> chain.Entry:
+        """Move one payout that is still in escrow to the reserve.
+
+        Args:
+            period: The period it was paid for.
+            principal: To whom.
+            reason: Why, in words.
+
+        Raises:
+            LedgerError: If that payout is not in escrow (any more).
+        """
+        with self._writing():
+            draft, digest = self._append(
+                lambda books: books.draft_claw_back(str(period), principal, reason)
+            )
+        return chain.stored(draft.content, digest)
+
+    def balances(self) -> dict[str, int]:
+        """Return what each principal has, in minor units; escrow is not counted."""
+        accounts = self._refreshed().balances
+        return {p: accounts.get(f"principal:{p}", 0) for p in self._books.principals}
+
+    def scores(self) -> dict[str, int]:
+        """Return each principal's score: the sum of its quantised credits."""
+        scores = self._refreshed().scores
+        return {p: scores.get(p, 0) for p in self._books.principals}
+
+    def accounts(self) -> dict[str, int]:
+        """Return all accounts that were ever posted to; they sum to zero."""
+        return dict(self._refreshed().balances)
+
+    def reserve(self) -> int:
+        """Return the reserve's balance in minor units."""
+        return self._refreshed().balances.get("reserve", 0)
+
+    def head(self) -> str:
+        """Return the last entry's hash in hexadecimal; kept elsewhere, it serves `verify`."""
+        self._refreshed()
+        return self._head.hex()
+
+    def entries(self) -> Iterator[chain.Entry]:
+        """Iterate over all entries, as they were when the iteration began."""
+        for seq in range(self._refreshed().count):
+            yield chain.stored(*read(self._store, seq))
+
+    def statement(self, principal: str) -> Statement:
+        """Return all that concerns one principal.
+
+        Raises:
+            LedgerError: If it is unknown.
+        """
+        if principal not in self._refreshed().principals:
+            known = ", ".join(self._books.principals) or "none"
+            raise LedgerError(
+                f"principal {principal!r} is unknown (registered: {known}); correct the name"
+            )
+        found = tuple(lines(principal, self.entries()))
+        return Statement(principal, self.terms.currency, self.terms.scale_bits, found)
+
+    def verify(self, head: str | None = None) -> Verification:
+        """Check the whole file: its structure, its chain, and every entry derived anew.
+
+        Each entry is drafted again from what was asked (credits, revenue, reasons), with all sums,
+        shares and payouts computed anew, and must equal the stored bytes; so postings sum to zero,
+        nothing is overdrawn and no period is settled twice.
+
+        Args:
+            head: A hash that `head` returned earlier; it must be in the chain.
+
+        Raises:
+            CorruptLedgerError: Naming the first entry that is wrong, or the cut.
+        """
+        with self._store.reading():
+            self._store.check_pages()
+            digests: set[bytes] = set()
+            books, last = replay(self._store, self._books.rule, digests.add)
+        for expected, source in ((self._head.hex(), "this session"), (head, "the caller")):
+            if expected is not None and _digest(expected) not in digests:
+                raise CorruptLedgerError(
+                    f"the head {expected} known to {source} is not in the chain: entries were cut "
+                    "off or rewritten; restore the file from a copy that has it"
+                )
+        return Verification(books.count, books.settlements, last.hex())
+
+    def close(self) -> None:
+        """Close the file; closing twice does nothing."""
+        self._store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _refreshed(self) -> Books:
+        with self._store.reading():
+            self._catch_up()
+        return self._books
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        with self._store.writing():
+            self._catch_up()
+            yield
+        self._uncommitted = False
+
+    def _catch_up(self) -> None:
+        """Post what other processes have appended since; to be called inside a transaction."""
+        if self._uncommitted:  # a failed commit left the books ahead of the file
+            self._books, self._head = replay(self._store, self._books.rule)
+            self._uncommitted = False
+            return
+        if self._store.digest(self._books.count - 1) != self._head:
+            raise CorruptLedgerError(
+                f"{self._store.path} no longer holds entry {self._books.count - 1} as this session "
+                f"knows it: it was cut or replaced; {store.RESTORE}"
+            )
+        for row in self._store.rows(self._books.count):
+            self._head = advance(self._store, self._books, self._head, row)
+
+    def _append(self, draw: Callable[[Books], Draft | None]) -> tuple[Draft, bytes]:
+        draft = draw(self._books)
+        assert draft is not None
+        payload = chain.canonical(draft.content)
+        digest = chain.link(self._head, payload)
+        self._uncommitted = True
+        self._store.append(self._books.count, payload, digest)
+        self._books.post(draft)
+        self._head = digest
+        return draft, digest
+
+
+def _digest(head: str) -> bytes:
+    try:
+        return bytes.fromhex(head)
+    except (ValueError, TypeError):
+        raise LedgerError(f"head is {head!r}; give the hexadecimal text that head() gave") from None
+
+
+def _check_same(asked: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
+    for name, value in asked.items():
+        if value != stored[name]:
+            raise SettlementConflictError(
+                f"period {asked['period']!r} is settled already, with another {name} (entry "
+                f"{stored['seq']}); settle under a new period, or reverse({stored['seq']}, reason) "
+                "first"
+            )
