@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vcca_jax import cooperative as cooperatives
 from vcca_jax import model as models
+from vcca_jax.cooperative import cooperative
 from vcca_jax.plan import virtual_batches
 from vcca_jax.virtual_batch import VirtualBatch, gather
 
@@ -47,7 +47,7 @@ jitted_gather = jax.jit(gather)
 @functools.cache
 def problem(sizes=SIZES, *, cut=1, batch_size=8):
     """Members, model, per-example loss, initial parameters and the first epoch's batches."""
-    members = cooperatives.cooperative(shards(sizes))
+    members = cooperative(shards(sizes))
     model = tanh_mlp(cut)
     loss_fn = models.model_loss(model, criterion)
     params = jax.jit(model.init)(jax.random.key(1))

@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 
 from tests.problems import shards
-from vcca_jax import cooperative as cooperatives
+from vcca_jax.cooperative import cooperative, join, leave
 
 
 def test_padding_is_masked_and_data_is_kept():
     parts = shards()
-    members = cooperatives.cooperative(parts, capacity=7)
+    members = cooperative(parts, capacity=7)
     assert members.shards.inputs.shape == (7, 11, 5)
     np.testing.assert_array_equal(members.sizes, [11, 0, 1, 6, 3, 0, 0])
     np.testing.assert_array_equal(members.shards.active, [True] * 5 + [False] * 2)
@@ -18,12 +18,12 @@ def test_padding_is_masked_and_data_is_kept():
 
 def test_join_after_leave_reuses_the_slot_and_keeps_every_shape():
     parts = shards()
-    members = cooperatives.cooperative(parts, names="abcde")
-    without = cooperatives.leave(members, "d")
+    members = cooperative(parts, names="abcde")
+    without = leave(members, "d")
     assert without.members == ("a", "b", "c", "e")
     assert without.sizes[3] == 0
     assert not without.shards.active[3]
-    again = cooperatives.join(without, "f", parts[3])
+    again = join(without, "f", parts[3])
     assert again.index("f") == 3
     for before, after in zip(members.shards, again.shards, strict=True):
         np.testing.assert_array_equal(before, after)
@@ -33,26 +33,24 @@ def test_join_after_leave_reuses_the_slot_and_keeps_every_shape():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: cooperatives.cooperative([]), "shards"),
-        (lambda: cooperatives.cooperative(shards(), names=["a"] * 5), "unique"),
-        (lambda: cooperatives.cooperative(shards(), names=["a"]), "names"),
-        (lambda: cooperatives.cooperative(shards(), capacity=2), "capacity"),
-        (lambda: cooperatives.cooperative(shards(), sample_capacity=4), "sample_capacity"),
-        (lambda: cooperatives.cooperative([(np.ones((2, 1)), np.ones(3))]), "equally many"),
-        (lambda: cooperatives.cooperative([(np.full((2, 1), np.nan), np.ones(2))]), "NaN"),
+        (lambda: cooperative([]), "shards"),
+        (lambda: cooperative(shards(), names=["a"] * 5), "unique"),
+        (lambda: cooperative(shards(), names=["a"]), "names"),
+        (lambda: cooperative(shards(), capacity=2), "capacity"),
+        (lambda: cooperative(shards(), sample_capacity=4), "sample_capacity"),
+        (lambda: cooperative([(np.ones((2, 1)), np.ones(3))]), "equally many"),
+        (lambda: cooperative([(np.full((2, 1), np.nan), np.ones(2))]), "NaN"),
         (
-            lambda: cooperatives.cooperative(
-                [(np.ones((2, 1)), np.ones(2)), (np.ones((2, 3)), np.ones(2))]
-            ),
+            lambda: cooperative([(np.ones((2, 1)), np.ones(2)), (np.ones((2, 3)), np.ones(2))]),
             "make them alike",
         ),
-        (lambda: cooperatives.leave(cooperatives.cooperative(shards()), "x"), "no member"),
+        (lambda: leave(cooperative(shards()), "x"), "no member"),
         (
-            lambda: cooperatives.join(cooperatives.cooperative(shards()), "x", shards()[0]),
+            lambda: join(cooperative(shards()), "x", shards()[0]),
             "slots are taken",
         ),
         (
-            lambda: cooperatives.join(cooperatives.cooperative(shards()), "agent 1", shards()[0]),
+            lambda: join(cooperative(shards()), "agent 1", shards()[0]),
             "already",
         ),
     ],

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.problems import shards
-from vcca_jax import cooperative as cooperatives
+from vcca_jax.cooperative import cooperative, leave
 from vcca_jax.plan import virtual_batches
 
 
@@ -19,7 +19,7 @@ def live(plan):
     extra=st.integers(0, 2),
 )
 def test_an_epoch_holds_every_live_sample_exactly_once(sizes, batch_size, epoch, extra):
-    members = cooperatives.cooperative(shards(sizes))
+    members = cooperative(shards(sizes))
     needed = -(-sum(sizes) // batch_size)
     plan = virtual_batches(members, batch_size, seed=0, epoch=epoch, steps=needed + extra)
     assert plan.mask.shape == (needed + extra, batch_size)
@@ -32,7 +32,7 @@ def test_an_epoch_holds_every_live_sample_exactly_once(sizes, batch_size, epoch,
 
 @given(order=st.sampled_from(["random", "ascending"]), epoch=st.integers(0, 5))
 def test_an_agents_samples_stand_together(order, epoch):
-    members = cooperatives.cooperative(shards((9, 4, 7, 2)))
+    members = cooperative(shards((9, 4, 7, 2)))
     plan = virtual_batches(members, 8, seed=1, epoch=epoch, visiting_order=order)
     for owners, mask in zip(plan.owners, plan.mask, strict=True):
         runs = [o for i, o in enumerate(owners[mask]) if i == 0 or owners[i - 1] != o]
@@ -43,7 +43,7 @@ def test_an_agents_samples_stand_together(order, epoch):
 
 
 def test_visiting_order_moves_samples_within_their_batch_only():
-    members = cooperatives.cooperative(shards((9, 4, 7, 2)))
+    members = cooperative(shards((9, 4, 7, 2)))
     plans = [
         virtual_batches(members, 8, seed=1, epoch=0, visiting_order=order)
         for order in ("random", "ascending")
@@ -57,14 +57,14 @@ def test_visiting_order_moves_samples_within_their_batch_only():
 
 
 def test_epochs_reshuffle_and_repeat_from_their_number():
-    members = cooperatives.cooperative(shards((9, 4, 7, 2)))
+    members = cooperative(shards((9, 4, 7, 2)))
     plans = [virtual_batches(members, 22, seed=1, epoch=e) for e in (0, 1, 1)]
     np.testing.assert_array_equal(plans[1].rows, plans[2].rows)
     assert not np.array_equal(plans[0].rows, plans[1].rows)
 
 
 def test_members_who_left_are_not_drawn():
-    members = cooperatives.leave(cooperatives.cooperative(shards()), "agent 0")
+    members = leave(cooperative(shards()), "agent 0")
     assert 0 not in virtual_batches(members, 4, seed=0, epoch=0).owners
 
 
@@ -78,11 +78,11 @@ def test_members_who_left_are_not_drawn():
     ],
 )
 def test_bad_input_is_refused_by_name(options, words):
-    members = cooperatives.cooperative(shards())
+    members = cooperative(shards())
     with pytest.raises(ValueError, match=words):
         virtual_batches(members, **{"seed": 0, "epoch": 0, **options})
 
 
 def test_a_cooperative_without_samples_is_refused():
     with pytest.raises(ValueError, match="no live sample"):
-        virtual_batches(cooperatives.cooperative(shards((0, 0))), 4, seed=0, epoch=0)
+        virtual_batches(cooperative(shards((0, 0))), 4, seed=0, epoch=0)

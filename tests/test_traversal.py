@@ -17,8 +17,8 @@ from tests.problems import (
     shards,
     tanh_mlp,
 )
-from vcca_jax import cooperative as cooperatives
 from vcca_jax.baselines.centralized import centralized
+from vcca_jax.cooperative import cooperative, join, leave
 from vcca_jax.traversal import split_traversal, traversal, traverse
 from vcca_jax.virtual_batch import gather
 
@@ -98,7 +98,7 @@ def test_two_hundred_steps_equal_centralized_in_float32(name):
 def test_equals_a_twin_in_numpy():
     """Momentum SGD on softmax regression, written without JAX, over the pooled data."""
     with jax.enable_x64(True):
-        members = cooperatives.cooperative(shards())
+        members = cooperative(shards())
         linear = tanh_mlp()._replace(
             init=lambda key: {
                 "body": {"w": jnp.ones((FEATURES, FEATURES)) / 3},
@@ -156,13 +156,13 @@ def test_an_empty_batch_changes_nothing_at_all():
 
 def test_agents_join_leave_and_go_empty_without_a_new_trace():
     parts = shards()
-    members = cooperatives.cooperative(parts, capacity=6)
-    without = cooperatives.leave(members, "agent 3")
+    members = cooperative(parts, capacity=6)
+    without = leave(members, "agent 3")
     cooperatives_over_time = [
         members,
         without,
-        cooperatives.join(without, "newcomer", parts[3]),
-        cooperatives.join(without, "empty", (parts[3][0][:0], parts[3][1][:0])),
+        join(without, "newcomer", parts[3]),
+        join(without, "empty", (parts[3][0][:0], parts[3][1][:0])),
     ]
     model = tanh_mlp()
     trainer = split_traversal(model, criterion, optax.adam(0.01))

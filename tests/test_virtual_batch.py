@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.problems import batches, problem, shards
-from vcca_jax import cooperative as cooperatives
+from vcca_jax.cooperative import cooperative, leave
 from vcca_jax.virtual_batch import VirtualBatch, present, visits
 
 divide = jax.jit(visits, static_argnums=1)
@@ -53,8 +53,8 @@ def test_visits_cover_each_live_sample_once_whatever_the_layout(owners, width):
 
 
 def test_shapes_depend_on_sizes_alone():
-    members = cooperatives.cooperative(shards())
-    fewer = cooperatives.leave(members, "agent 0")
+    members = cooperative(shards())
+    fewer = leave(members, "agent 0")
     shapes = {
         jax.tree.map(jnp.shape, visits(batch))
         for m in (members, fewer)

@@ -1,1 +1,114 @@
-"""Value-constrained credit assignment on traversal learning."""
+"""Value-constrained credit assignment on traversal learning, as pure functions in JAX.
+
+The system of arXiv:2606.28217 (our reading of it): agents that act for principals train one model
+by traversal learning; every update is screened against the principals' value profiles first and
+credited second; credit accumulates and revenue is settled on it, in integers.
+
+Stages follow the data: ``cooperative`` -> ``virtual_batches`` -> ``agent_gradients`` -> ``screen``
+-> ``one_step_utility`` -> an estimator -> ``Ledger``; ``cooperate`` puts the step together. Modules
+that need more than JAX and optax are imported by name: ``vcca_jax.checkpoint`` (Orbax),
+``vcca_jax.plotting``, ``vcca_jax.datasets``, ``vcca_jax.runs``.
+"""
+
+from vcca_jax import partition
+from vcca_jax.baselines.centralized import centralized
+from vcca_jax.cones import cone_projection, project_onto_cone, solve_cone_dual
+from vcca_jax.contribution import (
+    aumann_shapley,
+    banzhaf,
+    beta_shapley,
+    efficiency_gap,
+    exact_shapley,
+    in_run,
+    influence,
+    leave_one_out,
+    multilinear_shapley,
+    permutation_shapley,
+)
+from vcca_jax.cooperate import CooperateInfo, CooperateState, cooperate
+from vcca_jax.cooperative import Cooperative, Shards, cooperative, join, leave
+from vcca_jax.gradients import AgentGradients, affine, agent_gradients, agent_norms
+from vcca_jax.ledger import Ledger, LedgerError
+from vcca_jax.model import SplitModel, from_linen, from_nnx, mlp, model_loss
+from vcca_jax.plan import TraversalPlan, virtual_batches
+from vcca_jax.screening import ScreenReport, screen
+from vcca_jax.settlement import allocate, quantise
+from vcca_jax.trainer import Trainer, TrainInfo, TrainState, gradient_trainer
+from vcca_jax.traversal import split_traversal, traversal, traverse
+from vcca_jax.utility import one_step_utility, training_utility
+from vcca_jax.values import (
+    Constraint,
+    ValueProfiles,
+    Values,
+    forbid,
+    group_loss,
+    protect,
+    value_losses,
+    value_profiles,
+)
+from vcca_jax.virtual_batch import VirtualBatch, gather, visits
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AgentGradients",
+    "Constraint",
+    "CooperateInfo",
+    "CooperateState",
+    "Cooperative",
+    "Ledger",
+    "LedgerError",
+    "ScreenReport",
+    "Shards",
+    "SplitModel",
+    "TrainInfo",
+    "TrainState",
+    "Trainer",
+    "TraversalPlan",
+    "ValueProfiles",
+    "Values",
+    "VirtualBatch",
+    "affine",
+    "agent_gradients",
+    "agent_norms",
+    "allocate",
+    "aumann_shapley",
+    "banzhaf",
+    "beta_shapley",
+    "centralized",
+    "cone_projection",
+    "cooperate",
+    "cooperative",
+    "efficiency_gap",
+    "exact_shapley",
+    "forbid",
+    "from_linen",
+    "from_nnx",
+    "gather",
+    "gradient_trainer",
+    "group_loss",
+    "in_run",
+    "influence",
+    "join",
+    "leave",
+    "leave_one_out",
+    "mlp",
+    "model_loss",
+    "multilinear_shapley",
+    "one_step_utility",
+    "partition",
+    "permutation_shapley",
+    "project_onto_cone",
+    "protect",
+    "quantise",
+    "screen",
+    "solve_cone_dual",
+    "split_traversal",
+    "training_utility",
+    "traversal",
+    "traverse",
+    "value_losses",
+    "value_profiles",
+    "virtual_batches",
+    "visits",
+]

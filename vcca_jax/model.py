@@ -73,17 +73,31 @@ def mlp(
 def from_linen(body: Any, head: Any, example: Any) -> SplitModel:
     """Split model of two Flax Linen modules.
 
+    Modules with other collections than parameters (batch statistics, caches) are refused: a
+    per-example loss cannot depend on the rest of the batch, nor may statistics be trained on.
+
     Args:
         body: a module called on inputs.
         head: a module called on the body's activations.
         example: a batch of inputs, or its ``jax.ShapeDtypeStruct``.
+
+    Raises:
+        ValueError: by ``init``, a module that holds more than parameters.
     """
+
+    def variables(module: Any, name: str, key: jax.Array, inputs: Any) -> Params:
+        made = module.init(key, inputs)
+        others = sorted(set(made) - {"params"})
+        if others:
+            raise ValueError(f"{name} holds {others} besides parameters; use stateless layers")
+        return made
 
     def init(key: jax.Array) -> Params:
         inputs = jax.numpy.zeros(example.shape, example.dtype)
-        of_body = body.init(jax.random.fold_in(key, 0), inputs)
+        of_body = variables(body, "body", jax.random.fold_in(key, 0), inputs)
         activations = body.apply(of_body, inputs)
-        return {"body": of_body, "head": head.init(jax.random.fold_in(key, 1), activations)}
+        of_head = variables(head, "head", jax.random.fold_in(key, 1), activations)
+        return {"body": of_body, "head": of_head}
 
     return SplitModel(init, body.apply, head.apply)
 

@@ -107,8 +107,8 @@ def admissibility_heatmap(agents: Sequence[Record]) -> Figure:
         set_note(
             figure,
             "Before screening; all epochs of "
-            f"{'one seed' if seeds == 1 else f'{seeds} seeds'}. Last column: any value of "
-            "the agent's own profile.",
+            f"{'one seed' if seeds == 1 else f'{seeds} seeds'}. Last column: steps in "
+            "conflict with at least one.",
         )
         settle(figure)
     return figure

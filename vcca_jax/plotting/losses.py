@@ -110,7 +110,9 @@ def loss_against_centralized(metrics: Sequence[Record]) -> Figure:
     return figure
 
 
-def value_losses(metrics: Sequence[Record], *, forbidden: Collection[str] = ()) -> Figure:
+def value_losses(
+    metrics: Sequence[Record], *, forbidden: Collection[str] = (), measured_on: str = ""
+) -> Figure:
     """Change of every value loss since before training, with and without screening.
 
     Args:
@@ -118,6 +120,7 @@ def value_losses(metrics: Sequence[Record], *, forbidden: Collection[str] = ()) 
             "seed" and "value_losses" (value name -> loss in nats). Epoch 0 must be there.
         forbidden: the values that a purpose limit forbids: their loss is not to fall, while
             every other value's loss is not to rise. The unwanted side is shaded.
+        measured_on: which rows the losses are of, for the title.
 
     Returns:
         A figure of one axes for each value.
@@ -166,10 +169,11 @@ def value_losses(metrics: Sequence[Record], *, forbidden: Collection[str] = ()) 
         figure.supylabel("change of value loss (nats)", fontsize=11, color=INK)
         handles, labels = grid[0, 0].get_legend_handles_labels()
         grid[0, 0].legend(handles[::-1], labels[::-1], loc="best", frameon=True, edgecolor="none")
+        rows_of = f"On {measured_on}, with" if measured_on else "With"
         set_title(
             figure,
-            f"With screening {kept['cooperative']} of {len(names)} values end no worse than they "
-            f"began; without, {kept['unscreened']}",
+            f"{rows_of} screening {kept['cooperative']} of {len(names)} values end no worse than "
+            f"they began; without, {kept['unscreened']}",
         )
         set_note(figure, seeds_note(metrics) + " Shaded: the side that the value does not want.")
         settle(figure)

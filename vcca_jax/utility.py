@@ -1,0 +1,141 @@
+"""Utilities of participation weights: what an agent's contribution is measured on.
+
+A utility is a pure function ``utility(w) -> scalar`` of w in [0, 1]^A, here the negative loss on
+validation data, in the unit of the loss. Coalitions have fixed weights: leaving an agent out drops
+its terms and renormalises nothing, so an agent whose update is zero is worth exactly 0.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from vcca_jax.contribution import Utility
+from vcca_jax.gradients import AgentGradients, Method, affine, agent_gradients
+from vcca_jax.screening import Screen
+from vcca_jax.trainer import ExampleLoss, Params, where_live
+from vcca_jax.values import ValueProfiles, Values
+from vcca_jax.virtual_batch import VirtualBatch
+
+
+def one_step_utility(
+    params: Params,
+    optimizer_state: Any,
+    gradients: AgentGradients,
+    optimizer: optax.GradientTransformation,
+    validation_loss: Callable[[Params], jax.Array],
+    *,
+    screen: Screen | None = None,
+    value_gradients: Params | None = None,
+    profiles: ValueProfiles | None = None,
+) -> Utility:
+    """The worth of one step: v(w) = -L_val(theta (+) opt(sum_i w_i g~_i)).
+
+    The optimizer's own update is applied, from its own state, so any optax optimizer is valued
+    as it is. With momentum v(0) is the worth of what it carries over, which no agent of this step
+    earned.
+
+    Where the screen sits:
+        outside (``screen=None``): ``gradients`` have been screened once, and the coalition weighs
+            the results. This is the paper's order, screened first and credited second.
+        inside (``screen`` given): the coalition is screened anew. The terms w_i g_i are screened
+            against the profiles of the principals with w_i > 0, so that under scope "everyone" a
+            principal who is left out no longer restrains the others.
+
+    Args:
+        params: theta.
+        optimizer_state: the optimizer's, before the step.
+        gradients: screened ones, or with ``screen`` the unscreened.
+        optimizer: any optax optimizer.
+        validation_loss: ``validation_loss(params) -> scalar``.
+        screen: puts the screen inside; then ``value_gradients`` and ``profiles`` are needed.
+        value_gradients: params with a leading [M].
+        profiles: the principals'.
+
+    Raises:
+        ValueError: a screen without value gradients or profiles.
+    """
+    if screen is not None and (value_gradients is None or profiles is None):
+        raise ValueError("screen is given without value_gradients= and profiles=; give all three")
+
+    def utility(weights: jax.Array) -> jax.Array:
+        if screen is None or profiles is None:
+            direction = gradients.sum(weights)
+        else:
+            coalition = _weighted(gradients, weights, value_gradients)
+            screened, _ = screen(coalition, value_gradients, profiles)
+            direction = screened.sum()
+        updates, _ = optimizer.update(direction, optimizer_state, params)
+        return -validation_loss(optax.apply_updates(params, updates))
+
+    return utility
+
+
+def training_utility(
+    loss_fn: ExampleLoss,
+    params: Params,
+    optimizer: optax.GradientTransformation,
+    batches: VirtualBatch,
+    validation_loss: Callable[[Params], jax.Array],
+    *,
+    screen: Screen | None = None,
+    values: Values | None = None,
+    profiles: ValueProfiles | None = None,
+    context: Any = None,
+    method: Method = "linearized",
+) -> Utility:
+    """The worth of a whole run: v(w) = -L_val(theta_T(w)), theta_T(w) the weighted training scan.
+
+    At w in {0, 1}^A this is retraining without the agents left out, from the same initial
+    parameters on the same virtual batches. A screen sits inside: each step's coalition is screened
+    anew, as retraining would.
+
+    Args:
+        loss_fn: per-example loss.
+        params: initial parameters.
+        optimizer: any optax optimizer, initialised here.
+        batches: the run's T batches, every field with a leading [T].
+        validation_loss: ``validation_loss(params) -> scalar``.
+        screen: optional; then ``values`` and ``profiles`` are needed.
+        values: the value losses.
+        profiles: the principals'.
+        context: of the value losses, constant over the run.
+        method: form of the agent gradients.
+
+    Raises:
+        ValueError: a screen without values or profiles.
+    """
+    if screen is not None and (values is None or profiles is None):
+        raise ValueError("screen is given without values= and profiles=; give all three")
+
+    def utility(weights: jax.Array) -> jax.Array:
+        def step(
+            carried: tuple[Params, Any], batch: VirtualBatch
+        ) -> tuple[tuple[Params, Any], None]:
+            at, state = carried
+            gradients = agent_gradients(loss_fn, at, batch, method=method)
+            if screen is None or values is None or profiles is None:
+                direction = gradients.sum(weights)
+            else:
+                _, rows = values.gradients(at, context)
+                screened, _ = screen(_weighted(gradients, weights, rows), rows, profiles)
+                direction = screened.sum()
+            updates, fresh = optimizer.update(direction, state, at)
+            return where_live(batch, (optax.apply_updates(at, updates), fresh), carried), None
+
+        (final, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), batches)
+        return -validation_loss(final)
+
+    return utility
+
+
+def _weighted(gradients: AgentGradients, weights: jax.Array, rows: Params) -> AgentGradients:
+    """The coalition's terms w_i g_i, with the members who are left out neither seen nor heard."""
+    count = jax.tree.leaves(rows)[0].shape[0]
+    nothing = jnp.zeros((weights.shape[0], count), weights.dtype)
+    inside = weights > 0
+    return affine(gradients, weights, nothing, rows)._replace(
+        present=gradients.present & inside, active=gradients.active & inside
+    )
