@@ -1,0 +1,66 @@
+"""Influence: the first-order leave-one-out, by one gradient in the participation weights."""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from vcca_jax.contribution.coalitions import chunked_map, only_present, participation
+from vcca_jax.contribution.protocols import Utility
+
+
+def influence(
+    utility: Utility,
+    weights: jax.typing.ArrayLike,
+    *,
+    key: jax.Array | None = None,
+    mode: Literal["reverse", "forward"] = "reverse",
+    batch_size: int | None = None,
+) -> jax.Array:
+    """Credit every agent with the slope of the utility in its own participation.
+
+    c_i = w_i dv/dw_i (w)
+
+    The factor w_i makes it the first-order estimate of v(w) - v(w with w_i = 0): a cooperative's
+    present agents (w_i = 1) get the derivative itself, absent ones 0.
+
+    Cost: `reverse` one utility and its gradient for all agents at once (for a training run, the
+    memory of the run); `forward` A directional derivatives, no memory of the run. Equal results.
+    Holds: symmetry, null agent (exactly 0), linearity in the utility, split-invariance where the
+    utility depends on the sum of the agents' parts. Does not hold: efficiency (to first order in
+    the size of the whole update only; near saturation it under-reports every agent). A step
+    function, such as a vote, has slope 0 almost everywhere: use its multilinear extension.
+
+    Args:
+      utility: A pure differentiable function of participation weights `[A]`.
+      weights: The grand coalition's participation weights, `[A]` in [0, 1].
+      key: Not used; accepted so that all estimators are called alike.
+      mode: "reverse" (one vjp) or "forward" (one jvp an agent, vmapped).
+      batch_size: How many agents at once in forward mode; None means 256.
+
+    Returns:
+      Credits `[A]`, in the unit of the utility.
+
+    Raises:
+      ValueError: If `mode` is neither, `weights` is not `[A]` in [0, 1], or `batch_size` is less
+        than 1.
+
+    Source: Koh & Liang, "Understanding black-box predictions via influence functions",
+    arXiv:1703.04730, for the idea; here the derivative goes through the utility itself, so no
+    Hessian is inverted.
+    """
+    del key
+    weights = participation(weights)
+    if mode == "reverse":
+        credits = weights * jax.grad(utility)(weights)
+    elif mode == "forward":
+
+        def along(agent: jax.Array) -> jax.Array:
+            chosen = jnp.arange(weights.shape[0]) == agent
+            tangent = jnp.where(chosen, weights, jnp.zeros_like(weights))
+            return jax.jvp(utility, (weights,), (tangent,))[1]
+
+        credits = chunked_map(along, jnp.arange(weights.shape[0]), batch_size=batch_size)
+    else:
+        raise ValueError(f'mode is {mode!r}; choose "reverse" or "forward"')
+    return only_present(credits, weights)

@@ -1,0 +1,167 @@
+"""Exact semivalues: Shapley, Banzhaf and Beta-Shapley from all 2**A coalitions.
+
+A semivalue weighs an agent's marginal contributions by the size of the coalition it joins:
+
+    c_i = sum over S without i of  p(|S|) (v(S + i) - v(S)),  sum_s C(A-1, s) p(s) = 1.
+
+All three families come from one measure on [0, 1] for every number of agents, so agents of weight 0
+(padding) change nobody else's value.
+"""
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vcca_jax.contribution.coalitions import coalition_values, marginal, only_present, participation
+from vcca_jax.contribution.protocols import Utility
+
+
+def exact_shapley(
+    utility: Utility,
+    weights: jax.typing.ArrayLike,
+    *,
+    key: jax.Array | None = None,
+    batch_size: int | None = None,
+) -> jax.Array:
+    """Credit every agent with its Shapley value, by enumeration.
+
+    c_i = sum over S without i of  |S|! (A - |S| - 1)! / A!  (v(S + i) - v(S))
+
+    Cost: 2**A utility evaluations, exactly one a coalition. Holds: efficiency, symmetry, null agent
+    (exactly 0, in the sense of `leave_one_out`), linearity in the utility. Does not hold:
+    split-invariance.
+
+    Args:
+      utility: A pure function of participation weights `[A]`.
+      weights: The grand coalition's participation weights, `[A]` in [0, 1], A <= 20.
+      key: Not used; accepted so that all estimators are called alike.
+      batch_size: How many coalitions at once; None means 256.
+
+    Returns:
+      Credits `[A]`, in the unit of the utility.
+
+    Raises:
+      ValueError: If A > 20, `weights` is not `[A]` in [0, 1], `batch_size` is less than 1, or the
+        utility does not return a scalar.
+
+    Source: Shapley, "A value for n-person games", Contributions to the Theory of Games II (1953).
+    """
+    del key
+    weights = participation(weights)
+    agents = weights.shape[0]
+    by_size = [Fraction(1, agents * math.comb(agents - 1, size)) for size in range(agents)]
+    return _semivalue(utility, weights, by_size, batch_size)
+
+
+def banzhaf(
+    utility: Utility,
+    weights: jax.typing.ArrayLike,
+    *,
+    key: jax.Array | None = None,
+    batch_size: int | None = None,
+) -> jax.Array:
+    """Credit every agent with its Banzhaf value, by enumeration; not normalised.
+
+    c_i = 2**-(A - 1) sum over S without i of  (v(S + i) - v(S))
+
+    Cost: 2**A utility evaluations, exactly one a coalition. Holds: symmetry, null agent (exactly 0,
+    in the sense of `leave_one_out`), linearity in the utility; of all semivalues its ranking stands
+    the most noise in the utility. Does not hold: efficiency, split-invariance.
+
+    Args:
+      utility: A pure function of participation weights `[A]`.
+      weights: The grand coalition's participation weights, `[A]` in [0, 1], A <= 20.
+      key: Not used; accepted so that all estimators are called alike.
+      batch_size: How many coalitions at once; None means 256.
+
+    Returns:
+      Credits `[A]`, in the unit of the utility.
+
+    Raises:
+      ValueError: If A > 20, `weights` is not `[A]` in [0, 1], `batch_size` is less than 1, or the
+        utility does not return a scalar.
+
+    Source: Banzhaf, Rutgers Law Review 19 (1965); Wang & Jia, "Data Banzhaf", arXiv:2205.15466.
+    """
+    del key
+    weights = participation(weights)
+    agents = weights.shape[0]
+    return _semivalue(utility, weights, [Fraction(1, 2 ** (agents - 1))] * agents, batch_size)
+
+
+def beta_shapley(
+    utility: Utility,
+    weights: jax.typing.ArrayLike,
+    *,
+    alpha: float,
+    beta: float,
+    key: jax.Array | None = None,
+    batch_size: int | None = None,
+) -> jax.Array:
+    """Credit every agent with its Beta(alpha, beta)-Shapley value, by enumeration.
+
+    c_i = sum over S without i of  B(|S| + beta, A - |S| - 1 + alpha) / B(alpha, beta)
+          (v(S + i) - v(S)),  B the beta function
+
+    alpha > beta stresses small coalitions, beta > alpha large ones; Beta(1, 1) is Shapley.
+
+    Cost: 2**A utility evaluations, exactly one a coalition. Holds: symmetry, null agent (exactly 0,
+    in the sense of `leave_one_out`), linearity in the utility. Does not hold: efficiency (but for
+    alpha = beta = 1), split-invariance.
+
+    Args:
+      utility: A pure function of participation weights `[A]`.
+      weights: The grand coalition's participation weights, `[A]` in [0, 1], A <= 20.
+      alpha: First parameter, positive; (16, 1) is a common choice to find bad data.
+      beta: Second parameter, positive.
+      key: Not used; accepted so that all estimators are called alike.
+      batch_size: How many coalitions at once; None means 256.
+
+    Returns:
+      Credits `[A]`, in the unit of the utility.
+
+    Raises:
+      ValueError: If `alpha` or `beta` is not positive and finite, A > 20, `weights` is not `[A]` in
+        [0, 1], `batch_size` is less than 1, or the utility does not return a scalar.
+
+    Source: Kwon & Zou, "Beta Shapley", arXiv:2110.14049.
+    """
+    del key
+    weights = participation(weights)
+    for name, parameter in (("alpha", alpha), ("beta", beta)):
+        if not (math.isfinite(parameter) and parameter > 0):
+            raise ValueError(f"{name} is {parameter}; pass a positive finite number")
+    first, second = Fraction(float(alpha)), Fraction(float(beta))
+    others = weights.shape[0] - 1
+    by_size = [
+        _rising(second, size) * _rising(first, others - size) / _rising(first + second, others)
+        for size in range(others + 1)
+    ]
+    return _semivalue(utility, weights, by_size, batch_size)
+
+
+def _rising(start: Fraction, steps: int) -> Fraction:
+    """start (start + 1) ... (start + steps - 1), by which B(a + j, b + k) / B(a, b) is rational."""
+    return math.prod((start + step for step in range(steps)), start=Fraction(1))
+
+
+def _semivalue(
+    utility: Utility, weights: jax.Array, by_size: Sequence[Fraction], batch_size: int | None
+) -> jax.Array:
+    agents = weights.shape[0]
+    values = coalition_values(utility, weights, batch_size=batch_size)
+    # Coalitions of the others, whoever is taken out of the numbering, keep their order: the same
+    # sizes serve every agent.
+    sizes = np.bitwise_count(np.arange(2 ** (agents - 1)))
+    mass = jnp.asarray(np.array([float(p) for p in by_size])[sizes], dtype=values.dtype)
+
+    def credit(agent: int) -> jax.Array:
+        # Differences first, so that an agent that changes nothing gets a sum of exact zeros.
+        split = values.reshape((-1, 2, 2**agent))
+        return jnp.sum(mass * marginal(split[:, 1], split[:, 0]).reshape(-1))
+
+    return only_present(jnp.stack([credit(agent) for agent in range(agents)]), weights)
