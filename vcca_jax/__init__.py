@@ -12,6 +12,7 @@ that need more than JAX and optax are imported by name: ``vcca_jax.checkpoint`` 
 
 from vcca_jax import partition
 from vcca_jax.baselines.centralized import centralized
+from vcca_jax.checks import checked
 from vcca_jax.cones import cone_projection, project_onto_cone, solve_cone_dual
 from vcca_jax.contribution import (
     aumann_shapley,
@@ -76,6 +77,7 @@ __all__ = [
     "banzhaf",
     "beta_shapley",
     "centralized",
+    "checked",
     "cone_projection",
     "cooperate",
     "cooperative",

@@ -1,0 +1,58 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.experimental import checkify
+
+from tests.problems import problem
+from vcca_jax.checks import checked
+from vcca_jax.traversal import traversal
+
+
+@pytest.fixture(scope="module")
+def case():
+    _, _, loss_fn, params, steps = problem()
+    plain = traversal(loss_fn, optax.sgd(0.1))
+    trainer = checked(plain)
+    return plain, jax.jit(checkify.checkify(trainer.step)), trainer.init(params), steps[0]
+
+
+def test_a_good_step_is_left_as_it_is(case):
+    plain, step, state, batch = case
+    error, (after, info) = step(state, batch)
+    error.throw()
+    expected, expected_info = jax.jit(plain.step)(state, batch)
+    for ours, theirs in zip(
+        jax.tree.leaves((after, info)), jax.tree.leaves((expected, expected_info)), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda b: b._replace(owners=b.owners.at[0].set(5)), "outside the 5 slots"),
+        (lambda b: b._replace(owners=b.owners.at[0].set(-1)), "outside the 5 slots"),
+        (lambda b: b._replace(active=jnp.zeros_like(b.active)), "not active"),
+        (lambda b: b._replace(inputs=b.inputs.at[0, 0].set(jnp.nan)), "not finite"),
+        (lambda b: b._replace(targets=b.targets.at[0].set(99)), "not finite"),
+    ],
+    ids=["beyond", "negative", "left", "nan", "label"],
+)
+def test_what_would_go_wrong_silently_is_an_error(case, spoil, words):
+    _, step, state, batch = case
+    error, _ = step(state, spoil(batch))
+    with pytest.raises(checkify.JaxRuntimeError, match=words):
+        error.throw()
+
+
+def test_padding_may_hold_anything(case):
+    _, step, state, batch = case
+    dead = batch._replace(
+        mask=batch.mask.at[0].set(False),
+        owners=batch.owners.at[0].set(77),
+        targets=batch.targets.at[0].set(99),
+    )
+    error, _ = step(state, dead)
+    error.throw()

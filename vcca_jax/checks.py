@@ -1,0 +1,54 @@
+"""Checks of what is known only after tracing, by JAX's own checkify."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import checkify
+
+from vcca_jax.trainer import Trainer
+from vcca_jax.virtual_batch import VirtualBatch
+
+
+def checked(trainer: Trainer) -> Trainer:
+    """The same trainer, with errors for what would otherwise go wrong silently.
+
+    Its step reports an owner outside the agent axis (JAX would clamp it to another agent), a live
+    sample of an agent that is no member, and a state or info that is not finite (from data, from
+    labels out of range, or from too large a learning rate). Functionalise it to see the errors:
+
+        step = jax.jit(checkify.checkify(checked(trainer).step))
+        error, (state, info) = step(state, batch)
+        error.throw()
+
+    It works through ``jit``, ``scan`` and ``vmap``, and costs a pass over the state.
+    """
+
+    def step(state: Any, batch: VirtualBatch) -> tuple[Any, Any]:
+        capacity = batch.active.shape[0]
+        inside = (batch.owners >= 0) & (batch.owners < capacity)
+        checkify.check(
+            (inside | ~batch.mask).all(),
+            "batch.owners reach {largest}, outside the {capacity} slots of the agent axis; plan the"
+            " batch for this cooperative",
+            largest=jnp.abs(batch.owners).max(),
+            capacity=jnp.asarray(capacity),
+        )
+        member = batch.active[jnp.clip(batch.owners, 0, capacity - 1)]
+        checkify.check(
+            (member | ~batch.mask).all(),
+            "batch holds a live sample of an agent that is not active; plan the batch anew after an"
+            " agent leaves",
+        )
+        after, info = trainer.step(state, batch)
+        for what, tree in (("state", after), ("info", info)):
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+                if jnp.issubdtype(leaf.dtype, jnp.floating):
+                    checkify.check(
+                        jnp.isfinite(leaf).all(),
+                        f"{what}{jax.tree_util.keystr(path)} is not finite after the step; look for"
+                        " NaN in the data, labels out of range, or too large a learning rate",
+                    )
+        return after, info
+
+    return Trainer(trainer.init, step)
