@@ -1,0 +1,186 @@
+"""The configuration of a run: typed, validated, and the same bytes for the same meaning."""
+
+import hashlib
+import json
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import pydantic
+from pydantic import Field, model_validator
+
+Positive = Annotated[int, Field(ge=1)]
+Margin = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run, with the place and the remedy."""
+
+
+class _Section(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+
+class Data(_Section):
+    """Which study, and how each agent's rows are dealt to train, values, validation and test."""
+
+    study: Literal["heart_disease"] = "heart_disease"
+    split_seed: Annotated[int, Field(ge=0)] = 0
+    fractions: tuple[float, float, float, float] = (0.55, 0.15, 0.15, 0.15)
+
+
+class Model(_Section):
+    """A multilayer perceptron and the layer at which it is cut."""
+
+    hidden: tuple[Positive, ...] = (16, 8)
+    cut: Annotated[int, Field(ge=0)] = 1
+
+
+class Training(_Section):
+    """Plain SGD, under which the screened direction is the update's own; seeds are reruns."""
+
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
+    batch_size: Positive = 64
+    epochs: Positive = 40
+    seed: Annotated[int, Field(ge=0)] = 0
+    seeds: Positive = 5
+
+
+class Screening(_Section):
+    """How and by whom updates are screened."""
+
+    method: Literal["project", "reject", "shrink"] = "project"
+    scope: Literal["own", "everyone"] = "everyone"
+
+
+class Value(_Section):
+    """A value loss: the loss of a group, or of a probe for an attribute on the body's output."""
+
+    group: str | None = None
+    probe: str | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.group is None) == (self.probe is None):
+            raise ValueError("name either group= or probe=, and not both")
+        return self
+
+
+class Profile(_Section):
+    """A principal's constraints: value names, each with its margin (0 for none)."""
+
+    protect: dict[str, Margin] = {}
+    forbid: dict[str, Margin] = {}
+
+
+class Credit(_Section):
+    """The estimator of each step's contributions."""
+
+    estimator: Literal[
+        "aumann_shapley", "exact_shapley", "leave_one_out", "influence", "in_run"
+    ] = "aumann_shapley"
+    nodes: Positive = 4
+
+
+class Settlement(_Section):
+    """What comes in, in integer minor units of the currency, each period of some epochs."""
+
+    currency: Annotated[str, Field(pattern=r"^[A-Z]{3}$")] = "EUR"
+    revenue: Annotated[int, Field(ge=0, le=2**63 - 1)] = 1_000_000
+    epochs_per_period: Positive = 1
+
+
+class RunConfig(_Section):
+    """All that decides a run's numbers.
+
+    ``profiles`` is keyed by the agents' names; an agent without one accepts every update.
+    """
+
+    data: Data = Data()
+    model: Model = Model()
+    training: Training = Training()
+    screening: Screening = Screening()
+    values: Annotated[dict[str, Value], Field(min_length=1)]
+    profiles: dict[str, Profile]
+    credit: Credit = Credit()
+    settlement: Settlement = Settlement()
+
+    @model_validator(mode="after")
+    def _coherent(self) -> Self:
+        for agent, profile in self.profiles.items():
+            for name in (*profile.protect, *profile.forbid):
+                if name not in self.values:
+                    raise ValueError(
+                        f"profiles.{agent} names the value {name!r}; the values are"
+                        f" {list(self.values)}"
+                    )
+        if self.model.cut > len(self.model.hidden):
+            raise ValueError(
+                f"model.cut={self.model.cut} does not exist; choose 0 to {len(self.model.hidden)}"
+            )
+        period, epochs = self.settlement.epochs_per_period, self.training.epochs
+        if epochs % period:
+            raise ValueError(
+                f"settlement.epochs_per_period={period} does not divide training.epochs={epochs}"
+            )
+        return self
+
+    def canonical(self) -> str:
+        """JSON text, the same for the same configuration."""
+        return self.model_dump_json(indent=2) + "\n"
+
+    def digest(self) -> str:
+        """SHA-256 of the canonical text, in hexadecimal."""
+        return hashlib.sha256(self.canonical().encode()).hexdigest()
+
+
+def load_config(path: str | Path) -> RunConfig:
+    """Read and validate a TOML file.
+
+    Raises:
+        ConfigError: the file is absent or no TOML, or a setting is unknown or out of range; every
+            fault is named with its place.
+    """
+    path = Path(path)
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"there is no configuration at {path}; check the path") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path} is a folder; name a TOML file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no valid TOML: {error}") from None
+    return parse_config(content, str(path))
+
+
+def stored_config(folder: str | Path) -> RunConfig:
+    """Read the configuration that a run's folder holds.
+
+    Raises:
+        ConfigError: there is none, or it was damaged.
+    """
+    path = Path(folder) / "config.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"there is no run in {folder}; check the name") from None
+    except ValueError as error:
+        raise ConfigError(f"{path} is damaged: {error}") from None
+    return parse_config(content, str(path))
+
+
+def parse_config(content: dict[str, Any], origin: str) -> RunConfig:
+    """Validate a configuration given as nested dicts; ``origin`` names it in errors."""
+    try:
+        return RunConfig.model_validate(content)
+    except pydantic.ValidationError as error:
+        faults = []
+        for fault in error.errors():
+            place = ".".join(str(part) for part in fault["loc"]) or "the file as a whole"
+            words = fault["msg"].removeprefix("Value error, ")
+            if fault["type"] == "extra_forbidden":
+                words = "no such setting; remove it or correct its name"
+            elif fault["type"] != "missing" and not isinstance(fault["input"], dict):
+                words += f" (given: {fault['input']!r})"
+            faults.append(f"  {place}: {words}")
+        raise ConfigError(f"{origin} cannot be run:\n" + "\n".join(faults)) from None
