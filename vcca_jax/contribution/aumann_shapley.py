@@ -32,17 +32,17 @@ def aumann_shapley(
     its multilinear extension. A utility with kinks along the diagonal needs more nodes.
 
     Args:
-      utility: A pure differentiable function of participation weights `[A]`.
-      weights: The grand coalition's participation weights, `[A]` in [0, 1].
-      key: Not used; accepted so that all estimators are called alike.
-      nodes: How many quadrature nodes, at least 1.
-      batch_size: How many nodes at once; 1 keeps the memory at that of a single gradient.
+        utility: A pure differentiable function of participation weights `[A]`.
+        weights: The grand coalition's participation weights, `[A]` in [0, 1].
+        key: Not used; accepted so that all estimators are called alike.
+        nodes: How many quadrature nodes, at least 1.
+        batch_size: How many nodes at once; 1 keeps the memory at that of a single gradient.
 
     Returns:
-      Credits `[A]`, in the unit of the utility.
+        Credits `[A]`, in the unit of the utility.
 
     Raises:
-      ValueError: If `nodes` or `batch_size` is less than 1 or `weights` is not `[A]` in [0, 1].
+        ValueError: If `nodes` or `batch_size` is less than 1 or `weights` is not `[A]` in [0, 1].
 
     Source: Aumann & Shapley, Values of Non-Atomic Games, Princeton University Press (1974).
     """

@@ -26,12 +26,12 @@ def participation(weights: jax.typing.ArrayLike) -> jax.Array:
     """Return participation weights as a floating array `[A]`, checked.
 
     Args:
-      weights: `[A]`, 1 for a present agent, 0 for an absent one or for padding, or anything
-        between; booleans and integers are converted to the default floating type.
+        weights: `[A]`, 1 for a present agent, 0 for an absent one or for padding, or anything
+            between; booleans and integers are converted to the default floating type.
 
     Raises:
-      ValueError: If `weights` is not one-dimensional, is empty, or (when its values are known, that
-        is outside of `jit` and `vmap`) has an entry outside [0, 1] or not a number.
+        ValueError: If `weights` is not one-dimensional, is empty, or (when its values are known,
+            that is outside of `jit` and `vmap`) has an entry outside [0, 1] or not a number.
     """
     array = jnp.asarray(weights)
     if array.ndim != 1 or array.shape[0] == 0:
@@ -81,15 +81,15 @@ def chunked_map(
     repeated: fewer than one extra row a chunk.
 
     Args:
-      function: A pure function of one row.
-      rows: `[n, ...]`, n >= 1.
-      batch_size: How many rows at once; None means `BATCH_SIZE`.
+        function: A pure function of one row.
+        rows: `[n, ...]`, n >= 1.
+        batch_size: How many rows at once; None means `BATCH_SIZE`.
 
     Returns:
-      The stacked results, `[n, ...]`.
+        The stacked results, `[n, ...]`.
 
     Raises:
-      ValueError: If `batch_size` is less than 1.
+        ValueError: If `batch_size` is less than 1.
     """
     count = rows.shape[0]
     chunks, size = _chunk_shape(count, batch_size)
@@ -125,20 +125,20 @@ def evaluate(
     """Return v(weights * member(row)) for every row, `[n]`.
 
     Args:
-      utility: A pure function of participation weights.
-      weights: The grand coalition's participation weights, `[A]`.
-      rows: `[n, ...]`, one coalition a row: booleans `[n, A]`, or anything that `member` decodes
-        (a row's number, say, so that n coalitions need no n x A memory).
-      member: Turns a row into booleans `[A]`, true for the members; None if rows are such.
-      batch_size: How many coalitions at once; None means `BATCH_SIZE`. It bounds the memory and
-        decides nothing else: the coalitions are the same, and so are their utilities, to the
-        rounding of the utility's own batched form.
+        utility: A pure function of participation weights.
+        weights: The grand coalition's participation weights, `[A]`.
+        rows: `[n, ...]`, one coalition a row: booleans `[n, A]`, or anything that `member` decodes
+            (a row's number, say, so that n coalitions need no n x A memory).
+        member: Turns a row into booleans `[A]`, true for the members; None if rows are such.
+        batch_size: How many coalitions at once; None means `BATCH_SIZE`. It bounds the memory and
+            decides nothing else: the coalitions are the same, and so are their utilities, to the
+            rounding of the utility's own batched form.
 
     Returns:
-      The utilities, `[n]`, of the common floating type of `weights` and the utility.
+        The utilities, `[n]`, of the common floating type of `weights` and the utility.
 
     Raises:
-      ValueError: If the utility does not return a scalar.
+        ValueError: If the utility does not return a scalar.
     """
 
     def value(row: jax.Array) -> jax.Array:
@@ -157,11 +157,11 @@ def members_of(codes: jax.Array, agents: int) -> jax.Array:
     """Decode coalition numbers into members: agent i belongs to S if bit i of the number is set.
 
     Args:
-      codes: Integers `[...]`, each in 0 .. 2**agents - 1.
-      agents: A, the length of the agent axis.
+        codes: Integers `[...]`, each in 0 .. 2**agents - 1.
+        agents: A, the length of the agent axis.
 
     Returns:
-      Booleans `[..., A]`.
+        Booleans `[..., A]`.
     """
     bits = jnp.arange(agents).reshape((1,) * jnp.ndim(codes) + (agents,))
     return (jnp.expand_dims(codes, -1) >> bits) & 1 == 1
@@ -178,15 +178,15 @@ def coalition_values(
     """Return the utility of all 2**A coalitions, each evaluated exactly once, `[2**A]`.
 
     Args:
-      utility: A pure function of participation weights.
-      weights: The grand coalition's participation weights, `[A]`, A <= 20.
-      batch_size: How many coalitions at once; None means `BATCH_SIZE`.
+        utility: A pure function of participation weights.
+        weights: The grand coalition's participation weights, `[A]`, A <= 20.
+        batch_size: How many coalitions at once; None means `BATCH_SIZE`.
 
     Returns:
-      v(weights * indicator(S)) at index sum_{i in S} 2**i; index 0 is the empty coalition.
+        v(weights * indicator(S)) at index sum_{i in S} 2**i; index 0 is the empty coalition.
 
     Raises:
-      ValueError: If A > 20.
+        ValueError: If A > 20.
     """
     weights = participation(weights)
     agents = weights.shape[0]

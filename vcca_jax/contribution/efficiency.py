@@ -19,15 +19,15 @@ def efficiency_gap(
     Aumann-Shapley; a settlement books it to its reserve. Cost: 2 utility evaluations.
 
     Args:
-      utility: A pure function of participation weights `[A]`.
-      weights: The grand coalition's participation weights, `[A]` in [0, 1].
-      credits: Credits `[A]` by any estimator.
+        utility: A pure function of participation weights `[A]`.
+        weights: The grand coalition's participation weights, `[A]` in [0, 1].
+        credits: Credits `[A]` by any estimator.
 
     Returns:
-      A scalar, in the unit of the utility.
+        A scalar, in the unit of the utility.
 
     Raises:
-      ValueError: If `credits` and `weights` differ in shape or `weights` is not `[A]` in [0, 1].
+        ValueError: If `credits` and `weights` differ in shape or `weights` is not `[A]` in [0, 1].
     """
     weights = participation(weights)
     if jnp.shape(credits) != weights.shape:

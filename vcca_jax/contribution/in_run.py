@@ -34,16 +34,16 @@ def in_run(
     and `aumann_shapley` is the remedy.
 
     Args:
-      utility: A pure function of participation weights `[A]`, differentiable (order 2: twice).
-      weights: The grand coalition's participation weights, `[A]` in [0, 1].
-      key: Not used; accepted so that all estimators are called alike.
-      order: 1 or 2.
+        utility: A pure function of participation weights `[A]`, differentiable (order 2: twice).
+        weights: The grand coalition's participation weights, `[A]` in [0, 1].
+        key: Not used; accepted so that all estimators are called alike.
+        order: 1 or 2.
 
     Returns:
-      Credits `[A]`, in the unit of the utility.
+        Credits `[A]`, in the unit of the utility.
 
     Raises:
-      ValueError: If `order` is neither 1 nor 2 or `weights` is not `[A]` in [0, 1].
+        ValueError: If `order` is neither 1 nor 2 or `weights` is not `[A]` in [0, 1].
 
     Source: Wang, Mittal, Song & Jia, "Data Shapley in one training run", arXiv:2406.11011, of which
     this is our reading for participation weights.

@@ -32,18 +32,18 @@ def influence(
     function, such as a vote, has slope 0 almost everywhere: use its multilinear extension.
 
     Args:
-      utility: A pure differentiable function of participation weights `[A]`.
-      weights: The grand coalition's participation weights, `[A]` in [0, 1].
-      key: Not used; accepted so that all estimators are called alike.
-      mode: "reverse" (one vjp) or "forward" (one jvp an agent, vmapped).
-      batch_size: How many agents at once in forward mode; None means 256.
+        utility: A pure differentiable function of participation weights `[A]`.
+        weights: The grand coalition's participation weights, `[A]` in [0, 1].
+        key: Not used; accepted so that all estimators are called alike.
+        mode: "reverse" (one vjp) or "forward" (one jvp an agent, vmapped).
+        batch_size: How many agents at once in forward mode; None means 256.
 
     Returns:
-      Credits `[A]`, in the unit of the utility.
+        Credits `[A]`, in the unit of the utility.
 
     Raises:
-      ValueError: If `mode` is neither, `weights` is not `[A]` in [0, 1], or `batch_size` is less
-        than 1.
+        ValueError: If `mode` is neither, `weights` is not `[A]` in [0, 1], or `batch_size` is less
+            than 1.
 
     Source: Koh & Liang, "Understanding black-box predictions via influence functions",
     arXiv:1703.04730, for the idea; here the derivative goes through the utility itself, so no

@@ -27,17 +27,17 @@ def leave_one_out(
     `batch_size=1` makes all rows one program by construction.
 
     Args:
-      utility: A pure function of participation weights `[A]`.
-      weights: The grand coalition's participation weights, `[A]` in [0, 1].
-      key: Not used; accepted so that all estimators are called alike.
-      batch_size: How many coalitions at once; None means 256.
+        utility: A pure function of participation weights `[A]`.
+        weights: The grand coalition's participation weights, `[A]` in [0, 1].
+        key: Not used; accepted so that all estimators are called alike.
+        batch_size: How many coalitions at once; None means 256.
 
     Returns:
-      Credits `[A]`, in the unit of the utility.
+        Credits `[A]`, in the unit of the utility.
 
     Raises:
-      ValueError: If `weights` is not `[A]` in [0, 1], `batch_size` is less than 1, or the utility
-        does not return a scalar.
+        ValueError: If `weights` is not `[A]` in [0, 1], `batch_size` is less than 1, or the utility
+            does not return a scalar.
 
     Source: the marginal contribution to the grand coalition; Cook, "Detection of influential
     observation in linear regression", Technometrics 19 (1977), for data.

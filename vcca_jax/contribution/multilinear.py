@@ -1,12 +1,11 @@
 """Multilinear (Owen) Shapley: random coalitions of every density."""
 
-import math
-
 import jax
 import jax.numpy as jnp
 
 from vcca_jax.contribution.coalitions import evaluate, marginal, only_present, participation
 from vcca_jax.contribution.protocols import Sampled, Utility
+from vcca_jax.contribution.sampling import check_draws, sampled
 
 
 def multilinear_shapley(
@@ -30,20 +29,20 @@ def multilinear_shapley(
     expectation. Unbiased. Does not hold: split-invariance.
 
     Args:
-      utility: A pure function of participation weights `[A]`.
-      weights: The grand coalition's participation weights, `[A]` in [0, 1].
-      samples: M, how many coalitions S, at least 1.
-      key: A `jax.random.key`; required.
-      antithetic: Follow each S by its complement, whose density is 1 - q; M must then be even.
-      batch_size: How many coalitions at once; None means 256.
+        utility: A pure function of participation weights `[A]`.
+        weights: The grand coalition's participation weights, `[A]` in [0, 1].
+        samples: M, how many coalitions S, at least 1.
+        key: A `jax.random.key`; required.
+        antithetic: Follow each S by its complement, whose density is 1 - q; M must then be even.
+        batch_size: How many coalitions at once; None means 256.
 
     Returns:
-      Credits `[A]`, in the unit of the utility.
+        Credits `[A]`, in the unit of the utility.
 
     Raises:
-      ValueError: If `key` is None, `samples` is less than 1 (or odd with `antithetic`), `weights`
-        is not `[A]` in [0, 1], `batch_size` is less than 1, or the utility does not return a
-        scalar.
+        ValueError: If `key` is None, `samples` is less than 1 (or odd with `antithetic`), `weights`
+            is not `[A]` in [0, 1], `batch_size` is less than 1, or the utility does not return a
+            scalar.
 
     Source: Owen, "Multilinear extensions of games", Management Science 18 (1972); Okhrati & Lipani,
     "A multilinear sampling algorithm to estimate Shapley values", arXiv:2010.12082.
@@ -69,33 +68,27 @@ def multilinear_shapley_with_error(
     is an upper estimate.
 
     Args:
-      utility: A pure function of participation weights `[A]`.
-      weights: The grand coalition's participation weights, `[A]` in [0, 1].
-      samples: How many coalitions; at least 2 (4 with `antithetic`), or no error is known.
-      key: A `jax.random.key`; required.
-      antithetic: Follow each coalition by its complement.
-      batch_size: How many coalitions at once; None means 256.
+        utility: A pure function of participation weights `[A]`.
+        weights: The grand coalition's participation weights, `[A]` in [0, 1].
+        samples: How many coalitions; at least 2 (4 with `antithetic`), or no error is known.
+        key: A `jax.random.key`; required.
+        antithetic: Follow each coalition by its complement.
+        batch_size: How many coalitions at once; None means 256.
 
     Returns:
-      `Sampled(credits, standard_error, evaluations)`; the credits are those of
-      `multilinear_shapley` with the same arguments.
+        `Sampled(credits, standard_error, evaluations)`; the credits are those of
+        `multilinear_shapley` with the same arguments.
 
     Raises:
-      ValueError: As `multilinear_shapley`, and if there are fewer than two draws.
+        ValueError: As `multilinear_shapley`, and if there are fewer than two draws.
     """
     weights = participation(weights)
     coalitions = 2 if antithetic else 1
     if samples < 2 * coalitions:
         raise ValueError(f"samples is {samples}; a standard error needs at least {2 * coalitions}")
     marginals = _marginals(utility, weights, key, samples, antithetic, batch_size)
-    agents = weights.shape[0]
-    draws = marginals.reshape((samples // coalitions, coalitions, agents)).mean(axis=1)
-    error = jnp.std(draws, axis=0, ddof=1) / math.sqrt(draws.shape[0])
-    return Sampled(
-        credits=only_present(jnp.mean(marginals, axis=0), weights),
-        standard_error=only_present(error, weights),
-        evaluations=jnp.asarray(samples * (agents + 1), dtype=jnp.int32),
-    )
+    asked = samples * (weights.shape[0] + 1)
+    return sampled(marginals, weights, draw_size=coalitions, evaluations=asked)
 
 
 def _marginals(
@@ -107,14 +100,7 @@ def _marginals(
     batch_size: int | None,
 ) -> jax.Array:
     """Marginal contribution of every agent to every sampled coalition, `[M, A]`."""
-    if key is None:
-        raise ValueError("key is None; pass a jax.random.key, the coalitions are drawn from it")
-    if samples < 1:
-        raise ValueError(f"samples is {samples}; pass at least 1")
-    if antithetic and samples % 2:
-        raise ValueError(
-            f"samples is {samples}; antithetic coalitions come in pairs: pass an even number"
-        )
+    key = check_draws("samples", samples, key, antithetic)
     agents = weights.shape[0]
     inside = _coalitions(key, agents, samples, antithetic)
 

@@ -1,12 +1,11 @@
 """Permutation Shapley: marginal contributions along random orders of arrival."""
 
-import math
-
 import jax
 import jax.numpy as jnp
 
 from vcca_jax.contribution.coalitions import evaluate, marginal, only_present, participation
 from vcca_jax.contribution.protocols import Sampled, Utility
+from vcca_jax.contribution.sampling import check_draws, sampled
 
 
 def permutation_shapley(
@@ -31,21 +30,21 @@ def permutation_shapley(
     expectation. Unbiased. Does not hold: split-invariance.
 
     Args:
-      utility: A pure function of participation weights `[A]`.
-      weights: The grand coalition's participation weights, `[A]` in [0, 1].
-      permutations: P, how many orders, at least 1.
-      key: A `jax.random.key`; required.
-      antithetic: Follow each order by its reverse, which cancels errors linear in the position; P
-        must then be even.
-      batch_size: How many coalitions at once; None means 256.
+        utility: A pure function of participation weights `[A]`.
+        weights: The grand coalition's participation weights, `[A]` in [0, 1].
+        permutations: P, how many orders, at least 1.
+        key: A `jax.random.key`; required.
+        antithetic: Follow each order by its reverse, which cancels errors linear in the position; P
+            must then be even.
+        batch_size: How many coalitions at once; None means 256.
 
     Returns:
-      Credits `[A]`, in the unit of the utility.
+        Credits `[A]`, in the unit of the utility.
 
     Raises:
-      ValueError: If `key` is None, `permutations` is less than 1 (or odd with `antithetic`),
-        `weights` is not `[A]` in [0, 1], `batch_size` is less than 1, or the utility does not
-        return a scalar.
+        ValueError: If `key` is None, `permutations` is less than 1 (or odd with `antithetic`),
+            `weights` is not `[A]` in [0, 1], `batch_size` is less than 1, or the utility does not
+            return a scalar.
 
     Source: Castro, Gomez & Tejada, "Polynomial calculation of the Shapley value based on sampling",
     Computers & Operations Research 36 (2009); Mitchell et al., "Sampling permutations for Shapley
@@ -71,19 +70,19 @@ def permutation_shapley_with_error(
     order, or a pair of orders with `antithetic`.
 
     Args:
-      utility: A pure function of participation weights `[A]`.
-      weights: The grand coalition's participation weights, `[A]` in [0, 1].
-      permutations: How many orders; at least 2 (4 with `antithetic`), or no error is known.
-      key: A `jax.random.key`; required.
-      antithetic: Follow each order by its reverse.
-      batch_size: How many coalitions at once; None means 256.
+        utility: A pure function of participation weights `[A]`.
+        weights: The grand coalition's participation weights, `[A]` in [0, 1].
+        permutations: How many orders; at least 2 (4 with `antithetic`), or no error is known.
+        key: A `jax.random.key`; required.
+        antithetic: Follow each order by its reverse.
+        batch_size: How many coalitions at once; None means 256.
 
     Returns:
-      `Sampled(credits, standard_error, evaluations)`; the credits are those of
-      `permutation_shapley` with the same arguments.
+        `Sampled(credits, standard_error, evaluations)`; the credits are those of
+        `permutation_shapley` with the same arguments.
 
     Raises:
-      ValueError: As `permutation_shapley`, and if there are fewer than two independent draws.
+        ValueError: As `permutation_shapley`, and if there are fewer than two independent draws.
     """
     weights = participation(weights)
     orders = 2 if antithetic else 1
@@ -92,14 +91,8 @@ def permutation_shapley_with_error(
             f"permutations is {permutations}; a standard error needs at least {2 * orders}"
         )
     marginals = _marginals(utility, weights, key, permutations, antithetic, batch_size)
-    agents = weights.shape[0]
-    draws = marginals.reshape((permutations // orders, orders, agents)).mean(axis=1)
-    error = jnp.std(draws, axis=0, ddof=1) / math.sqrt(draws.shape[0])
-    return Sampled(
-        credits=only_present(jnp.mean(marginals, axis=0), weights),
-        standard_error=only_present(error, weights),
-        evaluations=jnp.asarray(permutations * (agents - 1) + 2, dtype=jnp.int32),
-    )
+    asked = permutations * (weights.shape[0] - 1) + 2
+    return sampled(marginals, weights, draw_size=orders, evaluations=asked)
 
 
 def _marginals(
@@ -111,14 +104,7 @@ def _marginals(
     batch_size: int | None,
 ) -> jax.Array:
     """Marginal contribution of every agent in every order, `[P, A]`."""
-    if key is None:
-        raise ValueError("key is None; pass a jax.random.key, the orders are drawn from it")
-    if permutations < 1:
-        raise ValueError(f"permutations is {permutations}; pass at least 1")
-    if antithetic and permutations % 2:
-        raise ValueError(
-            f"permutations is {permutations}; antithetic orders come in pairs: pass an even number"
-        )
+    key = check_draws("permutations", permutations, key, antithetic)
     agents = weights.shape[0]
     positions = _positions(key, agents, permutations, antithetic)
     inner = permutations * (agents - 1)

@@ -31,10 +31,10 @@ class Sampled(NamedTuple):
     """A sampled estimate with what is known of its error.
 
     Attributes:
-      credits: The estimate, `[A]`, in the unit of the utility.
-      standard_error: The standard error of each credit, `[A]`, same unit; 0 for absent agents.
-      evaluations: How often the utility was asked for, a scalar integer (batches padded to equal
-        sizes may run a few rows more).
+        credits: The estimate, `[A]`, in the unit of the utility.
+        standard_error: The standard error of each credit, `[A]`, same unit; 0 for absent agents.
+        evaluations: How often the utility was asked for, a scalar integer (batches padded to equal
+            sizes may run a few rows more).
     """
 
     credits: jax.Array

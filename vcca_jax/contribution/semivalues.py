@@ -36,17 +36,17 @@ def exact_shapley(
     split-invariance.
 
     Args:
-      utility: A pure function of participation weights `[A]`.
-      weights: The grand coalition's participation weights, `[A]` in [0, 1], A <= 20.
-      key: Not used; accepted so that all estimators are called alike.
-      batch_size: How many coalitions at once; None means 256.
+        utility: A pure function of participation weights `[A]`.
+        weights: The grand coalition's participation weights, `[A]` in [0, 1], A <= 20.
+        key: Not used; accepted so that all estimators are called alike.
+        batch_size: How many coalitions at once; None means 256.
 
     Returns:
-      Credits `[A]`, in the unit of the utility.
+        Credits `[A]`, in the unit of the utility.
 
     Raises:
-      ValueError: If A > 20, `weights` is not `[A]` in [0, 1], `batch_size` is less than 1, or the
-        utility does not return a scalar.
+        ValueError: If A > 20, `weights` is not `[A]` in [0, 1], `batch_size` is less than 1, or the
+            utility does not return a scalar.
 
     Source: Shapley, "A value for n-person games", Contributions to the Theory of Games II (1953).
     """
@@ -73,17 +73,17 @@ def banzhaf(
     the most noise in the utility. Does not hold: efficiency, split-invariance.
 
     Args:
-      utility: A pure function of participation weights `[A]`.
-      weights: The grand coalition's participation weights, `[A]` in [0, 1], A <= 20.
-      key: Not used; accepted so that all estimators are called alike.
-      batch_size: How many coalitions at once; None means 256.
+        utility: A pure function of participation weights `[A]`.
+        weights: The grand coalition's participation weights, `[A]` in [0, 1], A <= 20.
+        key: Not used; accepted so that all estimators are called alike.
+        batch_size: How many coalitions at once; None means 256.
 
     Returns:
-      Credits `[A]`, in the unit of the utility.
+        Credits `[A]`, in the unit of the utility.
 
     Raises:
-      ValueError: If A > 20, `weights` is not `[A]` in [0, 1], `batch_size` is less than 1, or the
-        utility does not return a scalar.
+        ValueError: If A > 20, `weights` is not `[A]` in [0, 1], `batch_size` is less than 1, or the
+            utility does not return a scalar.
 
     Source: Banzhaf, Rutgers Law Review 19 (1965); Wang & Jia, "Data Banzhaf", arXiv:2205.15466.
     """
@@ -114,19 +114,19 @@ def beta_shapley(
     alpha = beta = 1), split-invariance.
 
     Args:
-      utility: A pure function of participation weights `[A]`.
-      weights: The grand coalition's participation weights, `[A]` in [0, 1], A <= 20.
-      alpha: First parameter, positive; (16, 1) is a common choice to find bad data.
-      beta: Second parameter, positive.
-      key: Not used; accepted so that all estimators are called alike.
-      batch_size: How many coalitions at once; None means 256.
+        utility: A pure function of participation weights `[A]`.
+        weights: The grand coalition's participation weights, `[A]` in [0, 1], A <= 20.
+        alpha: First parameter, positive; (16, 1) is a common choice to find bad data.
+        beta: Second parameter, positive.
+        key: Not used; accepted so that all estimators are called alike.
+        batch_size: How many coalitions at once; None means 256.
 
     Returns:
-      Credits `[A]`, in the unit of the utility.
+        Credits `[A]`, in the unit of the utility.
 
     Raises:
-      ValueError: If `alpha` or `beta` is not positive and finite, A > 20, `weights` is not `[A]` in
-        [0, 1], `batch_size` is less than 1, or the utility does not return a scalar.
+        ValueError: If `alpha` or `beta` is not positive and finite, A > 20, `weights` is not `[A]`
+            in [0, 1], `batch_size` is less than 1, or the utility does not return a scalar.
 
     Source: Kwon & Zou, "Beta Shapley", arXiv:2110.14049.
     """

@@ -1,0 +1,45 @@
+"""What estimators that sample have in common: checked draws, and the error of their mean."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from vcca_jax.contribution.coalitions import only_present
+from vcca_jax.contribution.protocols import Sampled
+
+
+def check_draws(name: str, count: int, key: jax.Array | None, antithetic: bool) -> jax.Array:
+    """Return the key, once it is known to be there and `count` (called `name`) to be possible.
+
+    Raises:
+        ValueError: If `key` is None, or `count` is less than 1, or odd with `antithetic`.
+    """
+    if key is None:
+        raise ValueError("key is None; pass a jax.random.key, the coalitions are drawn from it")
+    if count < 1:
+        raise ValueError(f"{name} is {count}; pass at least 1")
+    if antithetic and count % 2:
+        raise ValueError(f"{name} is {count}; antithetic ones come in pairs: pass an even number")
+    return key
+
+
+def sampled(
+    marginals: jax.Array, weights: jax.Array, *, draw_size: int, evaluations: int
+) -> Sampled:
+    """Mean and standard error of marginal contributions `[n, A]`.
+
+    Args:
+        marginals: One row a sampled order or coalition.
+        weights: The grand coalition's participation weights, `[A]`.
+        draw_size: How many neighbouring rows make one independent draw.
+        evaluations: How often the utility was asked for.
+    """
+    agents = weights.shape[0]
+    draws = marginals.reshape((-1, draw_size, agents)).mean(axis=1)
+    error = jnp.std(draws, axis=0, ddof=1) / math.sqrt(draws.shape[0])
+    return Sampled(
+        credits=only_present(jnp.mean(marginals, axis=0), weights),
+        standard_error=only_present(error, weights),
+        evaluations=jnp.asarray(evaluations, dtype=jnp.int32),
+    )
