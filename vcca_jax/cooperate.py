@@ -136,11 +136,9 @@ def cooperate(
             gradients if screen_inside else screened,
             optimizer,
             validation_loss,
-            **(
-                {"screen": screen, "value_gradients": rows, "profiles": state.profiles}
-                if screen_inside
-                else {}
-            ),
+            screen=screen if screen_inside else None,
+            value_gradients=rows,
+            profiles=state.profiles,
         )
         # Outside, whose term is nothing needs no valuing: its credit is 0 by construction.
         members = batch.active if screen_inside else screened.present
