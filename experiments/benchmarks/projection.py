@@ -1,0 +1,184 @@
+"""How fast and how exact is the projection onto admissible cones?
+
+The dual stage only, as the library meets it: Gram matrices [A, K, K] and deficits [A, K] in,
+multipliers out. Ours is one jitted ``vmap`` in float32; the others are loops of float64 solvers
+over agents, the peers that are importable are vmapped. All are timed in turn, round by round, so
+that a busy machine slows all alike; medians are reported (fastest in brackets), compilation is
+left out. The error is that of g + N^T lambda against quadprog on the rows themselves, relative to
+the largest admissible update.
+
+    python -m experiments.benchmarks.projection --out projection.json
+"""
+
+import argparse
+import importlib.util
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import quadprog
+from scipy.optimize import nnls
+
+from experiments.benchmarks.timing import machine, ratio, rounds
+from vcca_jax.cones import solve_cone_dual
+
+Solver = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def problems(agents: int, rows: int, correlated: bool, seed: int) -> tuple[np.ndarray, ...]:
+    """Unit rows [A, K, 4 K], independent or all leaning one way, and gradients [A, 4 K]."""
+    rng = np.random.default_rng(seed)
+    normals = rng.standard_normal((agents, rows, 4 * rows))
+    if correlated:
+        normals += rng.standard_normal((agents, 1, 4 * rows))
+    normals /= np.linalg.norm(normals, axis=2, keepdims=True)
+    return normals, rng.standard_normal((agents, 4 * rows))
+
+
+def quadprog_loop(grams: np.ndarray, deficits: np.ndarray) -> np.ndarray:
+    """The dual itself as a quadratic program: one call an agent."""
+    identity, zeros = np.eye(deficits.shape[1]), np.zeros(deficits.shape[1])
+    return np.stack(
+        [
+            quadprog.solve_qp(gram, deficit, identity, zeros)[0]
+            for gram, deficit in zip(grams, deficits, strict=True)
+        ]
+    )
+
+
+def nnls_loop(grams: np.ndarray, deficits: np.ndarray) -> np.ndarray:
+    """|R lambda - R^-T b|^2 with G = R^T R, by non-negative least squares: one call an agent."""
+    result = []
+    for gram, deficit in zip(grams, deficits, strict=True):
+        factor = np.linalg.cholesky(gram)
+        result.append(nnls(factor.T, np.linalg.solve(factor, deficit))[0])
+    return np.stack(result)
+
+
+def ours() -> Solver:
+    solve = jax.jit(jax.vmap(lambda gram, deficit: solve_cone_dual(gram, deficit).multipliers))
+    return lambda grams, deficits: jax.block_until_ready(solve(grams, deficits))
+
+
+def qpax_vmapped() -> Solver:
+    import qpax
+
+    def solve(gram: jax.Array, deficit: jax.Array) -> jax.Array:
+        size = deficit.shape[0]
+        none, empty = jnp.zeros((0, size)), jnp.zeros(0)
+        return qpax.solve_qp(gram, -deficit, none, empty, -jnp.eye(size), jnp.zeros(size))[0]
+
+    batch = jax.jit(jax.vmap(solve))
+    return lambda grams, deficits: jax.block_until_ready(batch(grams, deficits))
+
+
+def jaxopt_vmapped() -> Solver:
+    import jaxopt
+
+    solver = jaxopt.BoxCDQP()
+
+    def solve(gram: jax.Array, deficit: jax.Array) -> jax.Array:
+        zeros = jnp.zeros_like(deficit)
+        return solver.run(
+            zeros, params_obj=(gram, -deficit), params_ineq=(zeros, zeros + jnp.inf)
+        ).params
+
+    batch = jax.jit(jax.vmap(solve))
+    return lambda grams, deficits: jax.block_until_ready(batch(grams, deficits))
+
+
+def solvers() -> dict[str, tuple[Solver, type]]:
+    """Name -> (solver, the number format it is given)."""
+    found: dict[str, tuple[Solver, type]] = {
+        "ours": (ours(), np.float32),
+        "quadprog loop": (quadprog_loop, np.float64),
+        "nnls loop": (nnls_loop, np.float64),
+    }
+    for name, make in (("qpax", qpax_vmapped), ("jaxopt", jaxopt_vmapped)):
+        if importlib.util.find_spec(name) is not None:
+            found[name] = (make(), np.float32)
+    return found
+
+
+def exact_updates(normals: np.ndarray, gradients: np.ndarray) -> np.ndarray:
+    """The projections themselves, in float64 and in parameter space."""
+    identity, zeros = np.eye(normals.shape[2]), np.zeros(normals.shape[1])
+    return np.stack(
+        [
+            quadprog.solve_qp(identity, g, rows.T, zeros)[0]
+            for rows, g in zip(normals, gradients, strict=True)
+        ]
+    )
+
+
+def measure(agents: int, rows: int, correlated: bool, turns: int) -> dict:
+    """Times every solver on the same problems, round by round."""
+    normals, gradients = problems(agents, rows, correlated, seed=rows)
+    grams = normals @ normals.transpose(0, 2, 1)
+    deficits = -np.einsum("akd,ad->ak", normals, gradients)
+    exact = exact_updates(normals, gradients)
+    entries = solvers()
+    inputs = {
+        name: (grams.astype(dtype), deficits.astype(dtype)) for name, (_, dtype) in entries.items()
+    }
+    errors = {}
+    for name, (solve, _) in entries.items():
+        multipliers = np.asarray(solve(*inputs[name]), float)
+        update = gradients + np.einsum("ak,akd->ad", multipliers, normals)
+        size = np.linalg.norm(exact, axis=1)
+        errors[name] = float(np.max(np.linalg.norm(update - exact, axis=1) / size.max()))
+    seconds = rounds(
+        {name: partial(solve, *inputs[name]) for name, (solve, _) in entries.items()}, turns
+    )
+    fastest = {name: 1e3 * min(values) for name, values in seconds.items()}
+    medians = {name: 1e3 * float(np.median(values)) for name, values in seconds.items()}
+    return {
+        "agents": agents,
+        "rows": rows,
+        "correlated": correlated,
+        "rounds": turns,
+        "milliseconds": medians,
+        "fastest_milliseconds": fastest,
+        "ratio_to_ours": {name: ratio(seconds, name, "ours") for name in entries},
+        "error": errors,
+    }
+
+
+def line(result: dict) -> str:
+    cells = [
+        f"{name} {result['milliseconds'][name]:8.2f} "
+        f"({result['fastest_milliseconds'][name]:.2f}) ms "
+        f"{result['ratio_to_ours'][name]:5.1f}x "
+        f"{result['error'][name]:.0e}"
+        for name in result["milliseconds"]
+    ]
+    kind = "correlated" if result["correlated"] else "independent"
+    return f"A {result['agents']:4d}  K {result['rows']:3d}  {kind:11s} | " + " | ".join(cells)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--smoke", action="store_true", help="one tiny size, two rounds")
+    parser.add_argument("--out", type=Path, help="where to write the numbers, as JSON")
+    parser.add_argument("--rounds", type=int, default=21)
+    options = parser.parse_args()
+    agents, rows = ((8,), (4,)) if options.smoke else ((8, 64, 512), (4, 16, 64))
+    turns = 2 if options.smoke else options.rounds
+    results = []
+    for correlated in (False,) if options.smoke else (False, True):
+        for number in agents:
+            for size in rows:
+                results.append(measure(number, size, correlated, turns))
+                print(line(results[-1]), flush=True)
+    if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        report = {"machine": machine(), "results": results}
+        options.out.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
