@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from orbax.checkpoint import v1 as ocp
 
 from vcca_jax.checkpoint import checkpoints
 from vcca_jax.cooperate import CooperateState
@@ -131,3 +132,14 @@ def test_a_store_is_closed_whatever_happens(tmp_path):
         stopped_run()
     with checkpoints(tmp_path) as store:
         assert store.latest == 1
+
+
+def test_a_strangers_checkpoint_and_a_missing_one_are_refused(tmp_path):
+    with ocp.training.Checkpointer(tmp_path) as foreign:
+        foreign.save(5, {"w": jnp.ones(2)})
+    with checkpoints(tmp_path) as store:
+        for call in (store.note, lambda number: store.restore(number, {"w": jnp.zeros(2)})):
+            with pytest.raises(ValueError, match="not written by this module"):
+                call(5)
+            with pytest.raises(ValueError, match="number=9 is no checkpoint"):
+                call(9)

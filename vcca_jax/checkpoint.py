@@ -81,7 +81,13 @@ class Checkpoints:
             raise ValueError(
                 f"number={number} is no checkpoint in {self._directory}; there are {found}"
             )
-        return dict(self._checkpointer.metadata(number).custom_metadata or {})
+        content = self._checkpointer.metadata(number).custom_metadata
+        if not content or {"note", "layout"} - set(content):
+            raise ValueError(
+                f"checkpoint {number} in {self._directory} was not written by this module; name"
+                " another folder"
+            )
+        return dict(content)
 
     def close(self) -> None:
         """Finish outstanding work."""
