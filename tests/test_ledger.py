@@ -150,6 +150,70 @@ def test_under_every_rule_money_is_exact_never_negative_and_derived_again(
         assert ledger.accounts() == accounts
 
 
+huge = st.one_of(
+    credit,
+    st.sampled_from([2.0**21, 2.0**22, -(2.0**22), 2.0**23, 1e30, -1e30, 2.0**22 - 1]),
+    st.integers(-(2**70), 2**70),
+)
+
+
+@settings(max_examples=15)
+@given(
+    periods=st.lists(st.dictionaries(st.sampled_from(names), huge), min_size=1, max_size=6),
+    back=st.integers(0, 5),
+)
+def test_credit_of_any_size_is_counted_exactly(tmp_path_factory, periods, back):
+    """Against plain integers; and a rule that reads the standings finds the same numbers."""
+
+    def shares(credits, standings):
+        scores, marks = dict(standings.scores), dict(standings.marks)
+        assert all(scores.get(name) == standings.scores[name] for name in standings.scores)
+        assert "nobody" not in standings.scores
+        return {p: max(0, score - marks[p]) for p, score in scores.items()}
+
+    rule = ShareRule({"rule": "mine"}, shares)
+    folder = tmp_path_factory.mktemp("ledgers")
+    scores, marks = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
+    with opened(folder / "default") as ledger, opened(folder / "mine", rule=rule) as mine:
+        for i, credits in enumerate(periods):
+            receipt = ledger.settle(i, credits, 1000)
+            assert mine.settle(i, credits, 1000).payouts == receipt.payouts
+            for name, value in credits.items():
+                scores[name] += round(Fraction(value) * ONE)
+            rises = {name: max(0, scores[name] - marks[name]) for name in names}
+            marks = {name: max(scores[name], marks[name]) for name in names}
+            whole = sum(rises.values())
+            assert ledger.scores() == mine.scores() == scores
+            assert receipt.outcome == ("paid" if whole else "reserved")
+            for name, paid in receipt.payouts.items():
+                assert not whole or abs(paid - Fraction(1000 * rises[name], whole)) < 1
+        if back < len(periods):
+            receipt = ledger.settle(back, periods[back], 1000)
+            ledger.reverse(receipt.seq, "a test")
+            for name, value in periods[back].items():
+                scores[name] -= round(Fraction(value) * ONE)
+            assert ledger.scores() == scores
+        ledger.verify()
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_scores_grow_beyond_64_bits(path, sign):
+    with opened(path) as ledger:
+        for i in range(1, 6):
+            ledger.settle(i, {"ann": sign * (2.0**22 - 1), "bob": 1.0}, 100)
+            assert ledger.scores()["ann"] == sign * i * (2**62 - ONE)
+        paid = ledger.settle(6, {"ann": 7 * 2.0**22, "bob": 0.0}, 100).payouts
+        assert paid == {"ann": 100, "bob": 0}
+    opened(path).close()
+
+
+def test_the_reserve_is_no_principal_even_when_it_has_a_score(path):
+    with opened(path) as ledger:
+        ledger.settle(0, {"ann": 1.0}, 100, carry_over=1.0)
+        with pytest.raises(LedgerError, match="'@reserve'"):
+            ledger.settle(1, {"ann": 1.0, "@reserve": 1.0}, 100)
+
+
 def test_the_order_in_which_principals_are_named_changes_no_byte(tmp_path):
     credits = {f"p{i}": 1.0 for i in range(7)}
     for name, order in (("a", sorted(credits)), ("b", sorted(credits, reverse=True))):
@@ -210,6 +274,13 @@ def test_principals_join_by_name_or_by_credit_where_the_ledger_says_so(path, tmp
         assert ledger.balances() == {}
         ledger.settle(0, {"zoë": 1.0}, 5)
         assert ledger.balances() == {"zoë": 5}
+
+
+def test_a_rule_whose_spec_would_not_read_back_is_refused(path):
+    rule = ShareRule({"rule": "top", "count": 3}, lambda credits, standings: {})
+    with pytest.raises(LedgerError, match="write its numbers as text"):
+        opened(path, rule=rule)
+    assert not path.exists()
 
 
 def test_a_share_rule_may_not_invent_a_party(path):
@@ -326,13 +397,21 @@ def test_a_statement_tells_a_principal_all_that_concerns_it(path):
         ledger.settle("feb", {"bob": 1.0}, 100)
         ledger.reverse(ledger.settle("mar", {"ann": -0.5}, 0).seq, "unsaid")
         statement = ledger.statement("ann")
-        assert [tuple(line) for line in statement.lines] == [
+        assert [line[:9] for line in statement.lines] == [
             (seq, "settle", "jan", ONE, ONE, 0, 50, ONE, 0),
             (seq + 2, "release", "jan", 0, 0, 50, -50, ONE, 50),
             (seq + 3, "settle", "mar", -ONE // 2, 0, 0, 0, ONE // 2, 50),
             (seq + 5, "reverse", "mar", ONE // 2, 0, 0, 0, ONE, 50),
         ]
+        assert [line[9:] for line in statement.lines] == [
+            ("paid", 100, Fraction(1, 2), ""),
+            ("", 0, 0, ""),
+            ("unfunded", 0, 0, ""),
+            ("", 0, 0, ""),
+        ]
         assert (statement.currency, statement.scale_bits) == ("EUR", 40)
+        assert (statement.paid, statement.held) == (50, 0)
+        assert statement.standings() == {"": (ONE, ONE)}
         assert [line.kind for line in ledger.statement("eve").lines] == ["join"]
         with pytest.raises(LedgerError, match="'zed' is unknown"):
             ledger.statement("zed")

@@ -13,24 +13,38 @@ from vcca_jax.ledger import CorruptLedgerError, ForeignLedgerError, Ledger, Ledg
 # Prints a line when the next thing it does is to open the ledger, and another when it is through.
 WRITER = """
 import sys
-from vcca_jax.ledger import Ledger
+from vcca_jax.ledger import Ledger, Period
+periods, batch = map(int, sys.argv[2:])
 print("start", flush=True)
 with Ledger.open(sys.argv[1], run="r", release_lag=3) as ledger:
-    for i in range(int(sys.argv[2])):
-        credits = {f"p{j}": ((i * 7 + j * 3) % 11 - 4) / 3 for j in range(40)}
-        ledger.settle(i, credits, 1000 + i, gain=(i % 5) - 1.0, carry_over=0.25)
+    for first in range(0, periods, batch):
+        ledger.settle_many(
+            Period(
+                i,
+                {f"p{j}": ((i * 7 + j * 3) % 11 - 4) / 3 for j in range(40)},
+                1000 + i,
+                gain=(i % 5) - 1.0,
+                carry_over=0.25,
+            )
+            for i in range(first, first + batch)
+        )
 print("end", flush=True)
 """
+PERIODS = 80
 
 
-def kill_until_done(path, periods, kills, draw):
+def started(path, batch):
+    process = start(WRITER, path, PERIODS, batch)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "start\n"
+    return process
+
+
+def kill_until_done(path, batch, kills, draw, longest):
     """Kill the writer at random moments after its start; return how often it was caught midway."""
     caught = recovered = 0
-    longest = 0.4
     for _ in range(kills):
-        process = start(WRITER, path, periods)
-        assert process.stdout is not None
-        assert process.stdout.readline() == "start\n"
+        process = started(path, batch)
         time.sleep(draw.random() ** 2 * longest)
         process.kill()
         rest = process.communicate(timeout=300)[0]
@@ -41,31 +55,36 @@ def kill_until_done(path, periods, kills, draw):
         caught += 1
         if path.exists():
             with Ledger.open(path, run="r") as ledger:
-                ledger.verify()
+                assert ledger.verify().settlements % batch == 0
                 assert sum(ledger.accounts().values()) == 0
     return caught, recovered
 
 
-def check_kills(tmp_path, kills, seed):
-    periods, straight, broken = 80, tmp_path / "straight", tmp_path / "broken"
-    assert output(start(WRITER, straight, periods)).endswith("end\n")
-    caught, recovered = kill_until_done(broken, periods, kills, random.Random(seed))
+def check_kills(tmp_path, kills, seed, batch=1):
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    process = started(straight, batch)
+    begun = time.monotonic()
+    assert output(process).endswith("end\n")
+    longest = time.monotonic() - begun
+    caught, recovered = kill_until_done(broken, batch, kills, random.Random(seed), longest)
     assert caught >= kills // 2
-    assert output(start(WRITER, broken, periods)).endswith("end\n")
+    assert output(started(broken, batch)).endswith("end\n")
     assert broken.read_bytes() == straight.read_bytes()
     with Ledger.open(broken, run="r") as ledger:
-        assert ledger.verify().settlements == periods
+        assert ledger.verify().settlements == PERIODS
     return recovered
 
 
-def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(tmp_path):
-    check_kills(tmp_path, 20, seed=0)
+@pytest.mark.parametrize("batch", [1, 8])
+def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(tmp_path, batch):
+    check_kills(tmp_path, 12, seed=0, batch=batch)
 
 
 @pytest.mark.slow
-def test_a_run_killed_two_hundred_times_ends_with_the_same_bytes(tmp_path):
+@pytest.mark.parametrize("batch", [1, 8])
+def test_a_run_killed_two_hundred_times_ends_with_the_same_bytes(tmp_path, batch):
     # Some of the blows must have fallen inside a transaction, or the test shows too little.
-    assert check_kills(tmp_path, 200, seed=1) > 0
+    assert check_kills(tmp_path, 200, seed=1, batch=batch) > 0
 
 
 def build(path):

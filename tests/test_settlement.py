@@ -100,6 +100,21 @@ def test_largest_remainders_are_served_first():
     assert allocate(4, (1, 3, 3)) == [0, 2, 2]  # the Alabama paradox, as documented
 
 
+@pytest.mark.parametrize("amount", [1, 2, 3, 2**62, LARGEST_AMOUNT - 1, LARGEST_AMOUNT])
+@pytest.mark.parametrize(
+    "weights",
+    [[1], [1, 1], [1, 2], [2**31, 1, 2**31], [2**62] * 2, [2**62] * 3, [2**63 - 1, 1], [2**63, 3]],
+)
+def test_at_the_edge_of_64_bits_the_parts_are_those_of_exact_arithmetic(amount, weights):
+    total = sum(weights)
+    exact = [Fraction(amount * weight, total) for weight in weights]
+    expected = [math.floor(part) for part in exact]
+    order = sorted(range(len(weights)), key=lambda i: (expected[i] - exact[i], i))
+    for i in order[: amount - sum(expected)]:
+        expected[i] += 1
+    assert allocate(amount, weights) == expected
+
+
 def test_ties_go_by_position_without_ids_and_by_hash_with_ids():
     assert allocate(1, [1, 1, 1]) == [1, 0, 0]
     # Fixed for ever: SHA-256 of "b" (3e23...) comes before that of "a" (ca97...).
@@ -204,6 +219,12 @@ def test_quantise_keeps_names_and_ties_go_to_even():
         "c": -(2**38),
     }
     assert quantise(np.array([0.5, -2.0]), 1) == [1, -4]
+
+
+@given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1), st.integers(0, 60))
+def test_quantise_rounds_each_of_many_alike(credits, bits):
+    assert quantise(credits, bits) == [round(Fraction(credit) * 2**bits) for credit in credits]
+    assert {type(number) for number in quantise(credits, bits)} == {int}
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, np.float32("inf")])

@@ -1,21 +1,26 @@
-"""A ledger's money in formats that other programs read: CSV and beancount."""
+"""A ledger's money in formats that other programs read: CSV, beancount and Parquet."""
 
 import csv
 import datetime
+import importlib
 import io
+import os
 import re
+from collections.abc import Iterator
 from decimal import Decimal
+from pathlib import Path
+from typing import Any
 
 from vcca_jax.ledger import Ledger, LedgerError
 
-COLUMNS = ("seq", "kind", "period", "account", "amount", "currency", "hash")
+COLUMNS = ("seq", "kind", "stream", "period", "account", "amount", "currency", "hash")
 
 
 def to_csv(ledger: Ledger) -> str:
     """Write every posting as a line of comma-separated values.
 
-    Columns: number and kind of the entry, its period, the account, the amount in integer minor
-    units, the currency, and the entry's hash. The amounts of one entry sum to zero.
+    Columns: number and kind of the entry, its stream and period, the account, the amount in integer
+    minor units, the currency, and the entry's hash. The amounts of one entry sum to zero.
 
     Args:
         ledger: An open ledger.
@@ -26,12 +31,51 @@ def to_csv(ledger: Ledger) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(COLUMNS)
+    writer.writerows(_rows(ledger))
+    return out.getvalue()
+
+
+def _rows(ledger: Ledger) -> Iterator[tuple[int, str, str, str, str, int, str, str]]:
     currency = ledger.terms.currency
     for seq, kind, content, digest in ledger.entries():
+        stream, period = content.get("stream", ""), content.get("period", "")
         for account, amount in content.get("postings", {}).items():
-            period = content.get("period", "")
-            writer.writerow((seq, kind, period, account, amount, currency, digest))
-    return out.getvalue()
+            yield seq, kind, stream, period, account, int(amount), currency, digest
+
+
+def to_parquet(ledger: Ledger, path: str | os.PathLike[str]) -> None:
+    """Write every posting as a row of a Parquet file, all of it or nothing.
+
+    Columns are those of `to_csv`; the entry's number and the amount are 64-bit integers, the rest
+    is text. The file's metadata tells the ledger's head hash under "vcca_head".
+
+    Args:
+        ledger: An open ledger.
+        path: The file; one that is there is replaced.
+
+    Raises:
+        LedgerError: If pyarrow, an optional dependency, is not installed.
+    """
+    try:
+        pyarrow: Any = importlib.import_module("pyarrow")
+        parquet: Any = importlib.import_module("pyarrow.parquet")
+    except ModuleNotFoundError:
+        raise LedgerError(
+            "Parquet needs pyarrow, which is not installed; install it with: "
+            'pip install "vcca_jax[parquet]", or export to CSV'
+        ) from None
+    numbers = {"seq": pyarrow.int64(), "amount": pyarrow.int64()}
+    types = dict.fromkeys(COLUMNS, pyarrow.string()) | numbers
+    schema = pyarrow.schema(list(types.items()), metadata={"vcca_head": ledger.head()})
+    rows = list(_rows(ledger))
+    columns = {name: [row[i] for row in rows] for i, name in enumerate(COLUMNS)}
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        parquet.write_table(pyarrow.table(columns, schema=schema), beside)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def to_beancount(
@@ -93,12 +137,11 @@ def _day(first: datetime.date, seq: int) -> str:
 
 def _account(account: str) -> str:
     kind, _, name = account.partition(":")
-    if kind == "revenue":
-        return "Income:Revenue"
+    kind = f"{'Income' if kind == 'revenue' else 'Assets'}:{kind.capitalize()}"
     if not name:
-        return f"Assets:{kind.capitalize()}"
+        return kind
     safe = re.sub(r"[^A-Za-z0-9]", lambda found: f"-{ord(found[0]):x}-", name)
-    return f"Assets:{kind.capitalize()}:P-{safe}"
+    return f"{kind}:P-{safe}"
 
 
 def _quoted(text: str) -> str:

@@ -10,10 +10,12 @@ share rule (`vcca_jax.share_rules` has several). The largest-remainder method is
 import hashlib
 import math
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from fractions import Fraction
 from typing import Final, SupportsFloat, overload
+
+import numpy as np
 
 LARGEST_AMOUNT: Final = 2**63 - 1
 Number = int | float | Fraction | Decimal | SupportsFloat
@@ -65,19 +67,21 @@ def quantise(
         ValueError: If a credit is NaN, infinite or no number; the error names it.
     """
     if isinstance(credits, Mapping):
-        numbers = _quantised(credits, credits.values(), scale_bits)
+        numbers = _quantised(credits, list(credits.values()), scale_bits)
         return dict(zip(credits, numbers, strict=True))
     values = list(credits)
     return _quantised(range(len(values)), values, scale_bits)
 
 
-def _quantised(names: Iterable[object], values: Iterable[Number], scale_bits: int) -> list[int]:
-    ldexp, near = math.ldexp, 2.0**53
+def _quantised(names: Iterable[object], values: Sequence[Number], scale_bits: int) -> list[int]:
+    if set(map(type, values)) == {float} and 0 <= scale_bits < 1024:
+        with np.errstate(over="ignore"):
+            # Exact, a change of exponent; a NaN or an infinite number fails the comparison.
+            scaled = np.ldexp(np.array(values), scale_bits)
+        if np.abs(scaled).max() < 2.0**63:
+            return np.rint(scaled).astype(np.int64).tolist()
     return [
-        # For a float the product is exact, a change of exponent; a NaN fails the comparison.
-        round(ldexp(value, scale_bits))
-        if type(value) is float and -near < value < near
-        else round(exact(value, f"credits[{name!r}]") * 2**scale_bits)
+        round(exact(value, f"credits[{name!r}]") * 2**scale_bits)
         for name, value in zip(names, values, strict=True)
     ]
 
@@ -118,9 +122,27 @@ def allocate(
             it (book that amount to the reserve).
     """
     amount = _amount(amount)
-    weights = _integer_weights(shares)
-    if ids is not None:
-        _check_ids(ids, len(weights))
+    weights = integer_weights(shares)
+    if ids is None:
+        return largest_remainder(amount, weights, None)
+    names = list(map(str, ids))
+    _check_ids(names, len(weights))
+    return largest_remainder(amount, weights, names.__getitem__)
+
+
+def largest_remainder(
+    amount: int, weights: Sequence[int], tie: Callable[[int], str] | None
+) -> list[int]:
+    """Divide as `allocate` does, whose checks have passed or can't fail.
+
+    Args:
+        amount: Integer within +-(2^63 - 1).
+        weights: Non-negative integers.
+        tie: Position -> id; called only where remainders are equal and units run out.
+
+    Raises:
+        ValueError: If there is an amount and no positive weight.
+    """
     total = sum(weights)
     if amount == 0:
         return [0] * len(weights)
@@ -129,28 +151,23 @@ def allocate(
             f"amount is {amount} but no share is positive; book the amount to the reserve"
         )
     sign, magnitude = (1, amount) if amount > 0 else (-1, -amount)
-    parts, remainders = [], []
-    for weight in weights:
-        part, remainder = divmod(magnitude * weight, total)
-        parts.append(part)
-        remainders.append(remainder)
-    missing = magnitude - sum(parts)
+    # 64-bit integers where no product can leave them, Python's where one might.
+    fits = max(magnitude * max(weights), total) <= LARGEST_AMOUNT
+    products = np.array(weights, np.int64 if fits else object) * magnitude
+    parts, remainders = products // total, products % total
+    missing = magnitude - int(parts.sum())
     if missing:
         # The remainders sum to missing * total and each is below total, so more than `missing` of
         # them are positive: a zero share is never reached.
-        threshold = sorted(remainders, reverse=True)[missing - 1]
-        tied = []
-        for i, remainder in enumerate(remainders):
-            if remainder > threshold:
-                parts[i] += 1
-                missing -= 1
-            elif remainder == threshold:
-                tied.append(i)
-        if ids is not None and missing < len(tied):
-            tied.sort(key=lambda i: hashlib.sha256(str(ids[i]).encode()).digest())
-        for i in tied[:missing]:
-            parts[i] += 1
-    return parts if sign > 0 else [-part for part in parts]
+        threshold = np.partition(remainders, -missing)[-missing]
+        above = remainders > threshold
+        parts[above] += 1
+        left = missing - int(above.sum())
+        tied = np.flatnonzero(remainders == threshold).tolist()
+        if tie is not None and left < len(tied):
+            tied.sort(key=lambda i: hashlib.sha256(tie(i).encode()).digest())
+        parts[tied[:left]] += 1
+    return (sign * parts).tolist()
 
 
 def _amount(amount: int) -> int:
@@ -165,10 +182,29 @@ def _amount(amount: int) -> int:
     return value
 
 
-def _integer_weights(shares: Iterable[Number]) -> list[int]:
+def integer_array(numbers: Sequence[int]) -> np.ndarray:
+    """Return integers as an array whose elements can be added and subtracted in pairs.
+
+    Of 64 bits each where all are within +-2^62, else Python's own; the numbers are the same.
+    """
+    try:
+        return roomy(np.array(numbers, np.int64))
+    except OverflowError:
+        return np.array(numbers, object)
+
+
+def roomy(array: np.ndarray) -> np.ndarray:
+    """Turn an array of 64-bit integers to Python's where one of them is beyond +-2^62."""
+    if array.dtype == object or not array.size:
+        return array
+    fits = array.min() > -(2**62) and array.max() < 2**62
+    return array if fits else array.astype(object)
+
+
+def integer_weights(shares: Iterable[Number]) -> list[int]:
     """Return non-negative integers in exactly the proportions of `shares`."""
     shares = list(shares)
-    if all(type(share) is int for share in shares):
+    if set(map(type, shares)) <= {int}:
         weights: list[int] = shares  # type: ignore[assignment]
     else:
         fractions = [exact(share, f"shares[{i}]") for i, share in enumerate(shares)]
@@ -180,10 +216,10 @@ def _integer_weights(shares: Iterable[Number]) -> list[int]:
     return weights
 
 
-def _check_ids(ids: Sequence[str | int], count: int) -> None:
+def _check_ids(ids: Sequence[str], count: int) -> None:
     if len(ids) != count:
         raise ValueError(f"ids has {len(ids)} entries for {count} shares; give one id a share")
-    if len(set(map(str, ids))) != count:
+    if len(set(ids)) != count:
         raise ValueError("ids repeat; sum the shares of one party before allocating")
 
 
@@ -218,7 +254,7 @@ def running_floor(
     amount = _amount(amount)
     if amount < 0:
         raise ValueError(f"amount is {amount}; a running total is never lowered: reverse the entry")
-    weights = _integer_weights(shares.values())
+    weights = integer_weights(shares.values())
     total = sum(weights)
     if total == 0:
         raise ValueError(

@@ -7,6 +7,7 @@ no rule. Everything is host Python on integers, fractions and correctly rounded 
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from decimal import Context, Decimal
 from fractions import Fraction
 from typing import Any, Final, NamedTuple
@@ -22,16 +23,26 @@ _DIGITS = Context(prec=40)
 _UNIT: Final = 10**30
 
 
-class Standings(NamedTuple):
+@dataclass(frozen=True)
+class Standings:
     """What all parties have accumulated, in quantised credit.
 
     Attributes:
         scores: party -> B, the sum of its credits, the present period's included.
         marks: party -> H, its high-water mark: the score it has been paid on so far.
+        above: party -> B - H, of the parties whose score is above their mark; follows from the
+            two others, and is computed if not given.
     """
 
     scores: Mapping[str, int]
     marks: Mapping[str, int]
+    above: Mapping[str, int] = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.above is None:
+            mark = self.marks.get
+            above = {p: b - h for p, b in self.scores.items() if b > (h := mark(p, 0))}
+            object.__setattr__(self, "above", above)
 
 
 class ShareRule(NamedTuple):
@@ -70,8 +81,7 @@ def high_water_mark() -> ShareRule:
     """  # noqa: E501
 
     def shares(credits: Mapping[str, int], standings: Standings) -> Mapping[str, Number]:
-        marks = standings.marks
-        return {p: b - h for p, b in standings.scores.items() if b > (h := marks.get(p, 0))}
+        return standings.above
 
     return ShareRule({"rule": "high_water_mark"}, shares)
 

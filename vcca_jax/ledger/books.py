@@ -5,13 +5,16 @@ nothing; `post` applies a draft. Settling and replaying draft through the same c
 entry is right exactly if drafting it again gives its bytes.
 
 Accounts: `revenue` (the outside world, the only one that may go below zero), `carried` (revenue
-waiting for a period with a gain), `principal:<name>`, `escrow:<name>`, `reserve` (what no principal
+waiting for a period with a gain; both with `:<stream>` where revenue comes in streams),
+`principal:<name>`, `escrow:<name>`, `reserve` (what no principal
 has a claim to) and `dust` (fractions of a unit held back under "running_floor").
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
+
+import numpy as np
 
 from vcca_jax.ledger.drafts import (
     CARRIED,
@@ -20,13 +23,20 @@ from vcca_jax.ledger.drafts import (
     REVENUE,
     Draft,
     Request,
+    Tally,
     integers,
     number_or_none,
-    texts,
+    of_stream,
 )
 from vcca_jax.ledger.errors import LedgerError
 from vcca_jax.ledger.terms import Terms, check_name
-from vcca_jax.settlement import LARGEST_AMOUNT, allocate, exact, running_floor
+from vcca_jax.settlement import (
+    LARGEST_AMOUNT,
+    exact,
+    integer_weights,
+    largest_remainder,
+    running_floor,
+)
 from vcca_jax.share_rules import RESERVE, ShareRule, Standings
 
 
@@ -37,12 +47,11 @@ class Books:
         terms: The ledger's terms.
         rule: The share rule.
         count: Number of entries posted, which is the next entry's number.
-        principals: Registered names, in order of registration.
+        principals: Registered name -> the account that its payouts are posted to, in order of
+            registration.
         balances: account -> minor units; they sum to zero.
-        scores: party -> sum of its quantised credits; the reserve is a party.
-        marks: party -> the score it has been paid on.
-        entitlements: party -> exact entitlement; kept under "running_floor" only.
-        settled: period -> number of its settlement that stands.
+        tallies: stream -> what the parties have accumulated in it.
+        settled: (stream, period) -> number of its settlement that stands.
         reversed: numbers of the settlements taken back.
         held: number of a settlement -> (the settlement that releases it, its payouts in escrow).
         settlements: Number of settlements ever posted.
@@ -52,12 +61,11 @@ class Books:
         self.terms = terms
         self.rule = rule
         self.count = 0
-        self.principals: dict[str, None] = {}
+        self.principals: dict[str, str] = {}
+        self._payee = "escrow:" if terms.release_lag else "principal:"
         self.balances: dict[str, int] = {}
-        self.scores: dict[str, int] = {}
-        self.marks: dict[str, int] = {}
-        self.entitlements: dict[str, Fraction] = {}
-        self.settled: dict[str, int] = {}
+        self.tallies: dict[str | None, Tally] = {}
+        self.settled: dict[tuple[str | None, str], int] = {}
         self.reversed: set[int] = set()
         self.held: dict[int, tuple[int, dict[str, int]]] = {}
         self.settlements = 0
@@ -76,14 +84,14 @@ class Books:
         if kind == "open":
             return self.draft_opening()
         if kind == "settle":
-            credits = {name: int(credit) for name, credit in content["credits"].items()}
             request = Request(
                 content["period"],
-                credits,
+                integers(content["credits"]),
                 int(content["revenue"]),
                 number_or_none(content["gain"]),
                 number_or_none(content["carry_over"]),
                 content["evidence"],
+                content.get("stream"),
             )
             return self.draft_settlement(request)
         if kind == "join":
@@ -94,7 +102,8 @@ class Books:
                 raise LedgerError("nothing is due for release")
             return draft
         if kind == "claw_back":
-            return self.draft_claw_back(content["period"], content["principal"], content["reason"])
+            key = content.get("stream"), content["period"]
+            return self.draft_claw_back(key, content["principal"], content["reason"])
         if kind == "reverse":
             of = int(content["of"])
             return self.draft_reversal(of, lookup(of), content["reason"])
@@ -110,7 +119,7 @@ class Books:
         """Draft the registration of a principal."""
         if check_name(principal) in self.principals:
             raise LedgerError(f"principal {principal!r} is registered already")
-        content = {"kind": "join", "principal": principal, "seq": str(self.count)}
+        content = {"kind": "join", "principal": principal, "seq": self.count}
         return Draft(content, {}, newcomers=(principal,))
 
     def draft_settlement(self, request: Request) -> Draft:
@@ -120,9 +129,60 @@ class Books:
             LedgerError: On an unknown principal, a negative or too large revenue.
             ValueError: If the share rule gives shares that can't be allocated.
         """
-        if request.period in self.settled:
+        stream = request.stream
+        if request.key in self.settled:
             raise LedgerError(f"period {request.period!r} is settled already")
-        newcomers = tuple(name for name in request.credits if name not in self.principals)
+        credits = request.credits
+        if request.carry_over is not None:
+            credits = {**credits, RESERVE: request.carry_over}
+        before = self.tallies.get(stream, _BLANK)
+        tally = before.credited(credits)
+        newcomers: tuple[str, ...] = ()
+        if tally.places is not before.places or RESERVE in request.credits:
+            newcomers = self._newcomers(request.credits)  # whoever has a place is registered
+        amount, carried = self._amount(request)
+        postings = {of_stream(REVENUE, stream): -request.revenue}
+        rises: Mapping[str, int] = {}
+        shares: Mapping[str, int | Fraction] = {}
+        payouts, paid = dict[str, int](), dict[str, int]()
+        if request.gain is not None and request.gain <= 0:
+            outcome = "carried"
+            postings[of_stream(CARRIED, stream)] = request.revenue
+        elif amount == 0:
+            outcome = "unfunded"
+        else:
+            postings[of_stream(CARRIED, stream)] = -carried
+            above = tally.above()
+            shares = self._shares(credits, tally, above)
+            if shares:
+                outcome = "paid"
+                rises = above
+                payouts, entitlements = self._divide(request, amount, shares, tally.entitlements)
+                postings[DUST] = amount - sum(payouts.values())
+                postings[RESERVE_ACCOUNT] = payouts.pop(RESERVE, 0)
+                # A newcomer may be paid, and is not registered before the draft is posted.
+                account = {**self.principals, **self._accounts(newcomers)}
+                paid = {account[name]: part for name, part in payouts.items() if part}
+                tally = tally.paid_on(entitlements)
+            else:
+                outcome = "reserved"
+                postings[RESERVE_ACCOUNT] = amount
+        postings = {**{a: delta for a, delta in postings.items() if delta}, **paid}
+        content = {
+            **request.content(),
+            "above_mark": rises,
+            "kind": "settle",
+            "outcome": outcome,
+            "postings": postings,
+            "seq": self.count,
+            # The default rule's shares are what rose above the mark: not written twice.
+            "shares": None if shares is rises or shares == rises else shares,
+        }
+        self._check_postings(postings)
+        return Draft(content, postings, newcomers, stream, tally, payouts)
+
+    def _newcomers(self, credits: Mapping[str, int]) -> tuple[str, ...]:
+        newcomers = tuple(name for name in credits if name not in self.principals)
         for name in newcomers:
             check_name(name)
             if self.terms.principals is not None:
@@ -131,13 +191,14 @@ class Books:
                     f"principal {name!r} is unknown (registered: {known}); "
                     "correct the name, or register it with join()"
                 )
-        credits = dict(request.credits)
-        if request.carry_over is not None:
-            credits[RESERVE] = request.carry_over
-        scores = dict(self.scores)
-        for party, credit in credits.items():
-            scores[party] = scores.get(party, 0) + credit
-        carried = self.balances.get(CARRIED, 0)
+        return newcomers
+
+    def _accounts(self, names: Sequence[str]) -> dict[str, str]:
+        return {name: self._payee + name for name in names}
+
+    def _amount(self, request: Request) -> tuple[int, int]:
+        """Return what there is to divide, and the part of it that was carried."""
+        carried = self.balances.get(of_stream(CARRIED, request.stream), 0)
         amount = request.revenue + carried
         if request.revenue < 0:
             raise LedgerError(
@@ -149,56 +210,23 @@ class Books:
                 f"revenue is {request.revenue} with {carried} carried; together they must not "
                 "exceed 2^63 - 1: settle it in several periods"
             )
-        postings = {REVENUE: -request.revenue}
-        rises: dict[str, int] = {}
-        shares: dict[str, int | Fraction] = {}
-        entitlements, held = None, None
-        if request.gain is not None and request.gain <= 0:
-            outcome = "carried"
-            postings[CARRIED] = request.revenue
-        elif amount == 0:
-            outcome = "unfunded"
-        else:
-            postings[CARRIED] = -carried
-            shares = self._shares(credits, scores)
-            if shares:
-                outcome = "paid"
-                marks = self.marks
-                rises = {p: b - h for p, b in scores.items() if b > (h := marks.get(p, 0))}
-                payouts, entitlements = self._divide(request.period, amount, shares)
-                postings[DUST] = amount - sum(payouts.values())
-                postings[RESERVE_ACCOUNT] = payouts.pop(RESERVE, 0)
-                prefix = "escrow:" if self.terms.release_lag else "principal:"
-                postings.update({prefix + name: paid for name, paid in payouts.items()})
-                if self.terms.release_lag:
-                    held = {name: paid for name, paid in payouts.items() if paid}
-            else:
-                outcome = "reserved"
-                postings[RESERVE_ACCOUNT] = amount
-        postings = {account: delta for account, delta in postings.items() if delta}
-        content = {
-            **request.content(),
-            "above_mark": texts(rises),
-            "kind": "settle",
-            "outcome": outcome,
-            "postings": texts(postings),
-            "seq": str(self.count),
-            # The default rule's shares are what rose above the mark: not written twice.
-            "shares": None if shares == rises else texts(shares),
-        }
-        new_marks = {**self.marks, **{p: scores[p] for p in rises}} if rises else None
-        self._check_postings(postings)
-        return Draft(content, postings, scores, new_marks, entitlements, newcomers, held)
+        return amount, carried
 
-    def _shares(self, credits: dict[str, int], scores: dict[str, int]) -> dict[str, int | Fraction]:
-        given = self.rule.shares(credits, Standings(scores, self.marks))
+    def _shares(
+        self, credits: Mapping[str, int], tally: Tally, above: Mapping[str, int]
+    ) -> Mapping[str, int | Fraction]:
+        standings = Standings(tally.column(tally.scores), tally.column(tally.marks), above)
+        given = self.rule.shares(credits, standings)
+        if given is above:
+            return above
         shares = {
             party: share if type(share) is int else exact(share, f"the share of {party!r}")
             for party, share in given.items()
             if share
         }
         for party in shares:
-            if party not in scores and party not in self.principals and party != RESERVE:
+            known = party in tally.places or party in self.principals
+            if not known and party != RESERVE:
                 raise LedgerError(
                     f"the share rule gives a share to {party!r}, whom nobody knows; "
                     "correct the rule"
@@ -206,14 +234,21 @@ class Books:
         return shares
 
     def _divide(
-        self, period: str, amount: int, shares: dict[str, int | Fraction]
-    ) -> tuple[dict[str, int], dict[str, Fraction] | None]:
+        self,
+        request: Request,
+        amount: int,
+        shares: Mapping[str, int | Fraction],
+        entitlements: dict[str, Fraction],
+    ) -> tuple[dict[str, int], dict[str, Fraction]]:
         if self.terms.rounding == "running_floor":
-            return running_floor(amount, shares, self.entitlements)
+            return running_floor(amount, shares, entitlements)
+        parties = list(shares)
         # The period is part of the id, so that ties do not favour the same principal for ever.
-        ids = [f"{period}/{party}" for party in shares]
-        parts = allocate(amount, shares.values(), ids=ids)
-        return dict(zip(shares, parts, strict=True)), None
+        when = of_stream(request.period, request.stream)
+        parts = largest_remainder(
+            amount, integer_weights(shares.values()), lambda i: f"{when}/{parties[i]}"
+        )
+        return dict(zip(parties, parts, strict=True)), entitlements
 
     def draft_release(self) -> Draft | None:
         """Draft the release of the payouts whose lag has passed, or None if there are none."""
@@ -221,17 +256,18 @@ class Books:
             if due <= self.settlements:
                 postings = {f"escrow:{name}": -paid for name, paid in payouts.items()}
                 postings.update({f"principal:{name}": paid for name, paid in payouts.items()})
-                content = {"kind": "release", "of": str(seq), "postings": texts(postings)}
-                return Draft({**content, "seq": str(self.count)}, postings)
+                content = {"kind": "release", "of": seq, "postings": postings, "seq": self.count}
+                return Draft(content, postings)
         return None
 
-    def draft_claw_back(self, period: str, principal: str, reason: str) -> Draft:
-        """Draft the return of one held payout to the reserve.
+    def draft_claw_back(self, key: tuple[str | None, str], principal: str, reason: str) -> Draft:
+        """Draft the return of one held payout to the reserve; the key is (stream, period).
 
         Raises:
             LedgerError: If that payout isn't in escrow.
         """
-        seq = self.settled.get(period, -1)
+        stream, period = key
+        seq = self.settled.get(key, -1)
         paid = self.held.get(seq, (0, {}))[1].get(principal, 0)
         if not paid:
             raise LedgerError(
@@ -241,12 +277,13 @@ class Books:
         postings = {f"escrow:{principal}": -paid, RESERVE_ACCOUNT: paid}
         content = {
             "kind": "claw_back",
-            "of": str(seq),
+            "of": seq,
             "period": period,
-            "postings": texts(postings),
+            "postings": postings,
             "principal": principal,
             "reason": _reason(reason),
-            "seq": str(self.count),
+            "seq": self.count,
+            **({} if stream is None else {"stream": stream}),
         }
         return Draft(content, postings)
 
@@ -261,32 +298,16 @@ class Books:
             raise LedgerError(f"entry {of} is of kind {settlement['kind']!r}; reverse a settlement")
         if of in self.reversed:
             raise LedgerError(f"entry {of} is reversed already; settle its period anew")
-        if self.settled.get(settlement["period"]) != of:
+        stream = settlement.get("stream")
+        if self.settled.get((stream, settlement["period"])) != of:
             raise LedgerError(f"entry {of} is not before this one; reverse an earlier settlement")
-        running = self.terms.rounding == "running_floor"
-        if running and any(seq > of for seq in self.settled.values()):
+        later = (seq > of for (other, _), seq in self.settled.items() if other == stream)
+        if self.terms.rounding == "running_floor" and any(later):
             raise LedgerError(
                 f"entry {of} is not the last settlement and later ones build on its running "
                 "entitlements; reverse those first, latest first"
             )
-        postings = {account: -int(text) for account, text in settlement["postings"].items()}
-        rises = integers(settlement["above_mark"])
-        shares = settlement["shares"]
-        shares = rises if shares is None else {p: Fraction(text) for p, text in shares.items()}
-        scores, marks = dict(self.scores), dict(self.marks)
-        for name, credit in settlement["credits"].items():
-            scores[name] -= int(credit)
-        if settlement["carry_over"] is not None:
-            scores[RESERVE] -= int(settlement["carry_over"])
-        for party, rise in rises.items():
-            marks[party] -= rise
-        entitlements = None
-        if running and settlement["outcome"] == "paid":
-            amount = postings.get(REVENUE, 0) + postings.get(CARRIED, 0)
-            total = sum(shares.values())
-            entitlements = dict(self.entitlements)
-            for party, share in shares.items():
-                entitlements[party] -= Fraction(amount * share) / total
+        postings = {a: -delta for a, delta in integers(settlement["postings"]).items()}
         paid = {a.removeprefix("escrow:"): -d for a, d in postings.items() if a[:7] == "escrow:"}
         if paid and self.held.get(of, (0, {}))[1] != paid:
             raise LedgerError(
@@ -296,23 +317,49 @@ class Books:
         self._check_postings(postings)
         content = {
             "kind": "reverse",
-            "of": str(of),
-            "postings": texts(postings),
+            "of": of,
+            "postings": postings,
             "reason": _reason(reason),
-            "seq": str(self.count),
+            "seq": self.count,
         }
-        return Draft(content, postings, scores, marks, entitlements)
+        tally = self._without(settlement, self.tallies[stream])
+        return Draft(content, postings, stream=stream, tally=tally)
+
+    def _without(self, settlement: Mapping[str, Any], tally: Tally) -> Tally:
+        """Return a stream's tally as if one of its settlements had not been."""
+        rises = integers(settlement["above_mark"])
+        credits = integers(settlement["credits"])
+        if settlement["carry_over"] is not None:
+            credits[RESERVE] = int(settlement["carry_over"])
+        tally = tally.credited({party: -credit for party, credit in credits.items()})
+        falls = Tally(tally.places, tally.marks, tally.marks, {}).credited(
+            {party: -rise for party, rise in rises.items()}
+        )
+        entitlements = tally.entitlements.copy()
+        if self.terms.rounding == "running_floor" and settlement["outcome"] == "paid":
+            shares = settlement["shares"]
+            shares = rises if shares is None else {p: Fraction(text) for p, text in shares.items()}
+            total = sum(shares.values())
+            amount = -sum(
+                int(delta)
+                for account, delta in settlement["postings"].items()
+                if account.partition(":")[0] in (REVENUE, CARRIED)
+            )
+            for party, share in shares.items():
+                entitlements[party] -= Fraction(amount * share) / total
+        return tally._replace(marks=falls.scores, entitlements=entitlements)
 
     def _check_postings(self, postings: Mapping[str, int]) -> None:
         if sum(postings.values()):
             raise LedgerError(f"postings sum to {sum(postings.values())}, not to zero")
         for account, delta in postings.items():
-            left = self.balances.get(account, 0) + delta
-            if left < 0 and account != REVENUE:
-                raise LedgerError(
-                    f"account {account!r} would fall to {left}; its money has moved on: "
-                    "reverse the later settlement first"
-                )
+            if delta < 0 and account.partition(":")[0] != REVENUE:
+                left = self.balances.get(account, 0) + delta
+                if left < 0:
+                    raise LedgerError(
+                        f"account {account!r} would fall to {left}; its money has moved on: "
+                        "reverse the later settlement first"
+                    )
 
     def post(self, draft: Draft) -> None:
         """Apply a draft; it can't fail on a draft that these books have just made."""
@@ -320,32 +367,31 @@ class Books:
         kind = content["kind"]
         for account, delta in draft.postings.items():
             balances[account] = balances.get(account, 0) + delta
-        self.principals.update(dict.fromkeys(draft.newcomers))
-        self.scores = self.scores if draft.scores is None else draft.scores
-        self.marks = self.marks if draft.marks is None else draft.marks
-        if draft.entitlements is not None:
-            self.entitlements = draft.entitlements
+        self.principals.update(self._accounts(draft.newcomers))
+        if draft.tally is not None:
+            self.tallies[draft.stream] = draft.tally
         if kind == "settle":
-            self.settled[content["period"]] = self.count
+            self.settled[draft.stream, content["period"]] = self.count
             self.settlements += 1
-            if draft.held:
-                self.held[self.count] = (
-                    self.settlements + self.terms.release_lag,
-                    dict(draft.held),
-                )
+            lag = self.terms.release_lag
+            if lag and (held := {name: paid for name, paid in draft.payouts.items() if paid}):
+                self.held[self.count] = (self.settlements + lag, held)
         elif kind == "release":
-            del self.held[int(content["of"])]
+            del self.held[content["of"]]
         elif kind == "claw_back":
-            payouts = self.held[int(content["of"])][1]
+            payouts = self.held[content["of"]][1]
             del payouts[content["principal"]]
             if not payouts:
-                del self.held[int(content["of"])]
+                del self.held[content["of"]]
         elif kind == "reverse":
-            of = int(content["of"])
+            of = content["of"]
             self.reversed.add(of)
             self.held.pop(of, None)
-            self.settled = {p: seq for p, seq in self.settled.items() if seq != of}
+            self.settled = {key: seq for key, seq in self.settled.items() if seq != of}
         self.count += 1
+
+
+_BLANK = Tally({}, np.zeros(0, np.int64), np.zeros(0, np.int64), {})
 
 
 def _reason(reason: str) -> str:

@@ -1,7 +1,7 @@
 """The ledger itself: the books, kept in a file, with every entry chained to those before it."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from vcca_jax.ledger import chain, store
 from vcca_jax.ledger.books import Books
-from vcca_jax.ledger.drafts import Draft, Settlement, receipt, request
+from vcca_jax.ledger.drafts import Draft, Period, Request, Settlement, receipt, receipt_of, request
 from vcca_jax.ledger.errors import CorruptLedgerError, LedgerError, SettlementConflictError
 from vcca_jax.ledger.replay import Verification, advance, read, replay
 from vcca_jax.ledger.statement import Statement, lines
@@ -146,6 +146,7 @@ class Ledger:
         gain: Number | None = None,
         carry_over: Number | None = None,
         evidence: str | None = None,
+        stream: str | None = None,
     ) -> Settlement:
         """Book a period's credits and divide its revenue, in one transaction.
 
@@ -153,15 +154,7 @@ class Ledger:
         interrupted run may simply repeat what it is not sure of.
 
         Args:
-            period: The period's name, unique in the ledger; 3 and "3" are the same.
-            credits: principal -> credit of the period, signed, in units of the utility.
-            revenue: The period's revenue in minor units, at least 0.
-            gain: v(1) - v(0) of the period. If it is not positive after quantisation, nothing is
-                paid and the revenue is carried to the next period; the credits still count.
-            carry_over: Credit of the optimizer's memory, v(0): the reserve's score. The reserve
-                takes part in the division with it as any principal does with its own. None leaves
-                the reserve out.
-            evidence: Digest of whatever the credits were computed from.
+            period, credits, revenue, gain, carry_over, evidence, stream: See `Period`.
 
         Returns:
             The receipt.
@@ -172,17 +165,38 @@ class Ledger:
             SettlementConflictError: The period was settled with other content.
             LedgerError: A principal is unknown; or of the kind that says why it was not written.
         """
-        asked = request(self.terms.scale_bits, period, credits, revenue, gain, carry_over, evidence)
+        asked = Period(period, credits, revenue, gain, carry_over, evidence, stream)
+        return self.settle_many([asked])[0]
+
+    def settle_many(self, periods: Iterable[Period]) -> list[Settlement]:
+        """Settle several periods, in their order, in one transaction: all of them or none.
+
+        The disk is waited for once instead of once a period. The file is that of settling one by
+        one, but for the count of transactions in SQLite's header (8 of its first 100 bytes).
+
+        Args:
+            periods: What `settle` takes, one `Period` each.
+
+        Returns:
+            The receipts, in order.
+
+        Raises:
+            ValueError: As `settle`, for the first period that can't be settled.
+        """
+        requests = [request(self.terms.scale_bits, asked) for asked in periods]
         with self._writing():
-            seq = self._books.settled.get(asked.period)
-            if seq is not None:
-                content, digest = read(self._store, seq)
-                _check_same(asked.content(), content)
-                return receipt(content, digest)
-            draft, digest = self._append(lambda books: books.draft_settlement(asked))
-            while self._books.draft_release() is not None:
-                self._append(Books.draft_release)
-        return receipt(draft.content, digest, draft.postings)
+            return [self._settle(asked) for asked in requests]
+
+    def _settle(self, asked: Request) -> Settlement:
+        seq = self._books.settled.get(asked.key)
+        if seq is not None:
+            content, digest = read(self._store, seq)
+            _check_same(asked, content)
+            return receipt(content, digest)
+        draft, digest = self._append(lambda books: books.draft_settlement(asked))
+        while self._books.draft_release() is not None:
+            self._append(Books.draft_release)
+        return receipt_of(draft, digest)
 
     def join(self, principal: str) -> None:
         """Register a principal; registering it again does nothing.
@@ -207,25 +221,28 @@ class Ledger:
         """
         with self._writing():
             content, _ = read(self._store, seq)
-            draft, digest = self._append(lambda books: books.draft_reversal(seq, content, reason))
-        return chain.stored(draft.content, digest)
+            draft, _ = self._append(lambda books: books.draft_reversal(seq, content, reason))
+            return chain.stored(*read(self._store, draft.content["seq"]))
 
-    def claw_back(self, period: int | str, principal: str, reason: str) -> chain.Entry:
+    def claw_back(
+        self, period: int | str, principal: str, reason: str, *, stream: str | None = None
+    ) -> chain.Entry:
         """Move one payout that is still in escrow to the reserve.
 
         Args:
             period: The period it was paid for.
             principal: To whom.
             reason: Why, in words.
+            stream: Out of whose revenue, where revenue comes in streams.
 
         Raises:
             LedgerError: If that payout is not in escrow (any more).
         """
         with self._writing():
-            draft, digest = self._append(
-                lambda books: books.draft_claw_back(str(period), principal, reason)
+            draft, _ = self._append(
+                lambda books: books.draft_claw_back((stream, str(period)), principal, reason)
             )
-        return chain.stored(draft.content, digest)
+            return chain.stored(*read(self._store, draft.content["seq"]))
 
     def balances(self) -> dict[str, int]:
         """Return what each principal has, in minor units; escrow is not counted."""
@@ -233,9 +250,10 @@ class Ledger:
         return {p: accounts.get(f"principal:{p}", 0) for p in self._books.principals}
 
     def scores(self) -> dict[str, int]:
-        """Return each principal's score: the sum of its quantised credits."""
-        scores = self._refreshed().scores
-        return {p: scores.get(p, 0) for p in self._books.principals}
+        """Return each principal's score: the sum of its quantised credits, of all streams."""
+        tallies = self._refreshed().tallies.values()
+        columns = [tally.column(tally.scores) for tally in tallies]
+        return {p: sum(c.get(p, 0) for c in columns) for p in self._books.principals}
 
     def accounts(self) -> dict[str, int]:
         """Return all accounts that were ever posted to; they sum to zero."""
@@ -354,11 +372,11 @@ def _digest(head: str) -> bytes:
         raise LedgerError(f"head is {head!r}; give the hexadecimal text that head() gave") from None
 
 
-def _check_same(asked: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
-    for name, value in asked.items():
+def _check_same(asked: Request, stored: Mapping[str, Any]) -> None:
+    for name, value in chain.parse(chain.canonical(asked.content())).items():
         if value != stored[name]:
             raise SettlementConflictError(
-                f"period {asked['period']!r} is settled already, with another {name} (entry "
+                f"period {asked.period!r} is settled already, with another {name} (entry "
                 f"{stored['seq']}); settle under a new period, or reverse({stored['seq']}, reason) "
                 "first"
             )

@@ -1,9 +1,11 @@
 """What a ledger says about one principal."""
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from fractions import Fraction
+from typing import Any, NamedTuple
 
 from vcca_jax.ledger.chain import Entry
+from vcca_jax.ledger.drafts import CARRIED, REVENUE, of_stream
 
 
 class StatementLine(NamedTuple):
@@ -19,6 +21,10 @@ class StatementLine(NamedTuple):
         held: Minor units into escrow for it.
         score: Its score afterwards.
         balance: Its balance afterwards.
+        outcome: Of a settlement: "paid", "carried", "reserved" or "unfunded"; else "".
+        divided: Of a settlement: minor units divided among all.
+        share: Of a settlement: the principal's part of what was divided, exactly.
+        stream: Whose revenue it was, where revenue comes in streams, or "".
     """
 
     seq: int
@@ -30,6 +36,10 @@ class StatementLine(NamedTuple):
     held: int
     score: int
     balance: int
+    outcome: str = ""
+    divided: int = 0
+    share: Fraction = Fraction(0)
+    stream: str = ""
 
 
 class Statement(NamedTuple):
@@ -47,6 +57,30 @@ class Statement(NamedTuple):
     scale_bits: int
     lines: tuple[StatementLine, ...]
 
+    @property
+    def paid(self) -> int:
+        """Minor units that are the principal's by now."""
+        return sum(line.paid for line in self.lines)
+
+    @property
+    def held(self) -> int:
+        """Minor units that wait in escrow for it."""
+        return sum(line.held for line in self.lines)
+
+    def standings(self) -> dict[str, tuple[int, int]]:
+        """Return stream -> (score, mark): all credit, and the credit that has been paid on.
+
+        A score below the mark is a debt, which new credit has to make up for first; a score above
+        it is credit that has not been paid on yet.
+        """
+        found: dict[str, tuple[int, int]] = {}
+        for line in self.lines:
+            if line.kind not in ("settle", "reverse"):
+                continue
+            score, mark = found.get(line.stream, (0, 0))
+            found[line.stream] = score + line.credit, mark + line.counted
+        return found
+
 
 def lines(principal: str, entries: Iterable[Entry]) -> Iterator[StatementLine]:
     """Pick the entries that concern a principal, with running totals.
@@ -55,25 +89,53 @@ def lines(principal: str, entries: Iterable[Entry]) -> Iterator[StatementLine]:
         principal: Its name.
         entries: All of a ledger's entries, in order.
     """
-    settlements: dict[str, tuple[str, int, int]] = {}
+    settlements: dict[str, tuple[str, str, int, int]] = {}
     score = balance = 0
     for seq, kind, content, _ in entries:
-        of = content.get("of", "")
-        period = content.get("period", settlements.get(of, ("", 0, 0))[0])
-        credit = counted = 0
+        period, stream, credit, counted = settlements.get(content.get("of", ""), ("", "", 0, 0))
         concerned = kind == "join" and content["principal"] == principal
+        outcome, divided, share = "", 0, Fraction(0)
         if kind == "settle":
+            period, stream = content["period"], content.get("stream", "")
             credit = int(content["credits"].get(principal, 0))
             counted = int(content["above_mark"].get(principal, 0))
-            settlements[str(seq)] = (period, credit, counted)
+            settlements[str(seq)] = period, stream, credit, counted
+            outcome = content["outcome"]
+            divided, share = _division(principal, content)
             concerned = principal in content["credits"]
         elif kind == "reverse":
-            _, credit, counted = settlements[of]
             credit, counted = -credit, -counted
+        else:
+            credit = counted = 0
         postings = content.get("postings", {})
         paid = int(postings.get(f"principal:{principal}", 0))
         held = int(postings.get(f"escrow:{principal}", 0))
         score += credit
         balance += paid
         if concerned or credit or counted or paid or held:
-            yield StatementLine(seq, kind, period, credit, counted, paid, held, score, balance)
+            yield StatementLine(
+                seq,
+                kind,
+                period,
+                credit,
+                counted,
+                paid,
+                held,
+                score,
+                balance,
+                outcome,
+                divided,
+                share,
+                stream,
+            )
+
+
+def _division(principal: str, content: dict[str, Any]) -> tuple[int, Fraction]:
+    """Return what a settlement divided among all, and the principal's part of it."""
+    if content["outcome"] != "paid":
+        return 0, Fraction(0)
+    sources = (of_stream(account, content.get("stream")) for account in (REVENUE, CARRIED))
+    divided = -sum(int(content["postings"].get(account, 0)) for account in sources)
+    shares = content["shares"] or content["above_mark"]
+    whole = sum(map(Fraction, shares.values()))
+    return divided, Fraction(shares.get(principal, 0)) / whole

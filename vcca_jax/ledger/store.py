@@ -56,6 +56,8 @@ class Store:
         try:
             with _translated(path):
                 self._connection.execute("PRAGMA synchronous=FULL")
+                # Room for a hundred large entries, so that a batch is written at its end, at once.
+                self._connection.execute("PRAGMA cache_size=-16384")
             with self.reading():
                 self._check_identity(self._connection)
                 self._check_size()

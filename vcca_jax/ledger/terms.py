@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
+from vcca_jax.ledger import chain
 from vcca_jax.ledger.errors import ForeignLedgerError, LedgerError
 
 FORMAT: Final = "vcca-ledger-1"
@@ -39,9 +40,7 @@ class Terms(NamedTuple):
             "format": FORMAT,
             "kind": "open",
             "principals": None if self.principals is None else list(self.principals),
-            "release_lag": str(self.release_lag),
-            "scale_bits": str(self.scale_bits),
-            "seq": "0",
+            "seq": 0,
         }
 
 
@@ -108,6 +107,8 @@ def check_terms(terms: Terms) -> None:
         raise LedgerError(f"scale_bits is {terms.scale_bits}; give 0 or more")
     if terms.rounding not in ROUNDINGS:
         raise LedgerError(f"rounding is {terms.rounding!r}; give one of {', '.join(ROUNDINGS)}")
+    if chain.parse(chain.canonical({"rule": terms.rule}))["rule"] != terms.rule:
+        raise LedgerError(f"the rule's spec is {dict(terms.rule)}; write its numbers as text")
     if terms.release_lag < 0:
         raise LedgerError(f"release_lag is {terms.release_lag}; give 0 or more settlements")
 
