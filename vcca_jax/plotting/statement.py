@@ -38,6 +38,7 @@ def statement_figure(
     if not lines:
         raise ValueError(f"{statement.principal} has no entry yet; settle a period first")
     values = sorted({v for own in screened.values() for v, count in own.conflicts.items() if count})
+    unit = 2**statement.scale_bits
     panels = [3.0, 3.0] + ([0.9 + 0.42 * len(values)] if values else [])
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8.2, 1.6 + sum(panels)), layout="constrained")
@@ -51,11 +52,11 @@ def statement_figure(
         shown = range(0, len(lines), -(-len(lines) // 12))
         last.set_xticks(list(shown), [textwrap.shorten(lines[i].period, 12) for i in shown])
         last.set_xlabel("settlement period")
-        debts = [mark - score for score, mark in statement.standings().values() if mark > score]
+        debt = sum(max(0, mark - score) for score, mark in statement.standings().values())
         set_title(
             figure,
             f"{statement.principal}: {money(statement.paid, statement.currency, decimals)} paid"
-            + (", a debt of credit carried forward" if debts else ", no debt of credit"),
+            + (f", a debt of {debt / unit:.3g} credit carried forward" if debt else ""),
         )
         set_note(
             figure,

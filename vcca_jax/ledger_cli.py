@@ -1,0 +1,237 @@
+"""The commands of a ledger: verify, replay, statement, export."""
+
+import tempfile
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+from rich.markup import escape
+
+from vcca_jax.console import Folder, errors, existing, out, typer
+
+if TYPE_CHECKING:
+    from vcca_jax.ledger import Entry, Ledger
+
+app = typer.Typer(
+    help="Check a ledger, derive it again, read one principal's account, take the money elsewhere.",
+    no_args_is_help=True,
+)
+
+Where = Annotated[str, typer.Argument(help="Name of a run in --runs, or the path of a ledger.")]
+Decimals = Annotated[int, typer.Option(min=0, max=18, help="Digits of a minor unit: 2 for cents.")]
+
+
+class Form(StrEnum):
+    """The formats of an export."""
+
+    CSV = "csv"
+    BEANCOUNT = "beancount"
+    PARQUET = "parquet"
+
+
+class _Found(NamedTuple):
+    ledger: Path
+    run: Path | None
+
+
+@app.command(epilog="Example: vcca-jax ledger verify heart")
+def verify(
+    where: Where,
+    head: Annotated[
+        str | None, typer.Option(help="A head hash kept elsewhere, which the chain must hold.")
+    ] = None,
+    runs: Folder = Path("runs"),
+) -> None:
+    """Check the file, its chain, every sum and payment, and the heads kept elsewhere."""
+    from vcca_jax.runs import verify_run
+
+    with errors():
+        found = _find(where, runs)
+        with _opened(found) as ledger:
+            verification = ledger.verify(head)
+        if found.run is not None:
+            verification = verify_run(found.run)
+    out.print(
+        f"[green]whole[/green]: {verification.entries} entries,"
+        f" {verification.settlements} settlements, head {verification.head}",
+        soft_wrap=True,
+    )
+
+
+@app.command(epilog="Example: vcca-jax ledger replay heart --last 5")
+def replay(
+    where: Where,
+    last: Annotated[int, typer.Option(min=0, help="How many entries to print.")] = 20,
+    runs: Folder = Path("runs"),
+    decimals: Decimals = 2,
+) -> None:
+    """Derive every payment again and print it; for a run, from the run's own records, too."""
+    from vcca_jax.ledger import LedgerError
+    from vcca_jax.runs.run import replay_run
+
+    with errors():
+        found = _find(where, runs)
+        with _opened(found) as ledger:  # opening it derives every entry again
+            entries = list(ledger.entries())
+            currency = ledger.terms.currency
+        for entry in entries[len(entries) - min(last, len(entries)) :]:
+            out.print(escape(_derived(entry, currency, decimals)), soft_wrap=True, highlight=False)
+        out.print(f"{len(entries)} entries derived again, byte for byte", highlight=False)
+        if found.run is None:
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            again = replay_run(found.run, Path(folder) / "ledger.sqlite")
+        for mine, theirs in zip(again, entries, strict=False):
+            if mine != theirs.hash:
+                raise LedgerError(
+                    f"entry {theirs.seq} of {found.ledger} is not what the run's records settle"
+                    " to; restore the records or the ledger from a copy"
+                )
+        if len(again) > len(entries):
+            raise LedgerError(
+                f"{found.ledger} ends with entry {len(entries) - 1} where the run's records"
+                f" settle on to entry {len(again) - 1}; go on with the run, or restore the ledger"
+            )
+        later = len(entries) - len(again)
+        out.print(
+            f"{len(again)} entries settled again from the run's records: the same hashes"
+            + (f"; {later} later ones are not of the run" if later else ""),
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+@app.command(epilog="Example: vcca-jax ledger statement cleveland heart --out cleveland.html")
+def statement(
+    principal: Annotated[str, typer.Argument(help="Name of the principal.")],
+    where: Where,
+    target: Annotated[
+        Path | None,
+        typer.Option("--out", help="Also write it here: .html (words and picture), .png or .txt."),
+    ] = None,
+    runs: Folder = Path("runs"),
+    decimals: Decimals = 2,
+) -> None:
+    """Tell a principal what it was paid, for what, what was screened out, and how to check it."""
+    from vcca_jax.runs import stored_config
+    from vcca_jax.runs.records import read_records, write_text
+    from vcca_jax.statements import as_page, as_text, document, screenings
+
+    with errors():
+        if target is not None and target.suffix not in {".html", ".png", ".txt"}:
+            raise ValueError(f"--out {target} must end in .html, .png or .txt")
+        found = _find(where, runs)
+        with _opened(found) as ledger:
+            told, rule, head = ledger.statement(principal), ledger.terms.rule, ledger.head()
+        screened = {}
+        if found.run is not None:
+            screened = screenings(
+                read_records(found.run / "agents.jsonl"),
+                principal,
+                stored_config(found.run).settlement.epochs_per_period,
+            )
+        place = f"{where} --runs {runs}" if found.run is not None else where
+        checks = [
+            ("the whole ledger is sound", f"vcca-jax ledger verify {place} --head {head}"),
+            ("every payment follows", f"vcca-jax ledger replay {place}"),
+            ("every posting", f"vcca-jax ledger export {place} --format csv"),
+        ]
+        sections = document(told, screened, rule=rule["rule"], checks=checks, decimals=decimals)
+        text = as_text(sections)
+        out.print(escape(text), soft_wrap=True, highlight=False, end="")
+        if target is None:
+            return
+        if target.suffix == ".txt":
+            write_text(target, text)
+            return
+        from vcca_jax.plotting import save_figure
+        from vcca_jax.plotting.statement import png, statement_figure
+
+        figure = statement_figure(told, screened, decimals=decimals)
+        if target.suffix == ".png":
+            save_figure(figure, target)
+        else:
+            write_text(target, as_page(sections, png(figure)))
+
+
+@app.command(epilog="Example: vcca-jax ledger export heart --out heart.beancount")
+def export(
+    where: Where,
+    target: Annotated[
+        Path | None, typer.Option("--out", help="The file; the terminal if not given.")
+    ] = None,
+    form: Annotated[
+        Form | None, typer.Option("--format", help="By default what --out ends in, or csv.")
+    ] = None,
+    runs: Folder = Path("runs"),
+    decimals: Decimals = 2,
+) -> None:
+    """Write every posting as CSV, as a beancount file or as Parquet."""
+    from vcca_jax.export import to_beancount, to_csv, to_parquet
+    from vcca_jax.runs.records import write_text
+
+    with errors():
+        form = _form(form, target)
+        with _opened(_find(where, runs)) as ledger:
+            if form is Form.PARQUET:
+                if target is None:
+                    raise ValueError("Parquet is no text; say where to write it with --out")
+                to_parquet(ledger, target)
+                return
+            if form is Form.BEANCOUNT:
+                text = to_beancount(ledger, decimals=decimals)
+            else:
+                text = to_csv(ledger)
+        if target is None:
+            typer.echo(text, nl=False)
+        else:
+            write_text(target, text)
+
+
+def _derived(entry: "Entry", currency: str, decimals: int) -> str:
+    """One entry on one line: what it is, what it paid, and the beginning of its hash."""
+    from vcca_jax.ledger.drafts import RESERVE_ACCOUNT, integers
+    from vcca_jax.statements import money
+
+    postings = integers(entry.content.get("postings", {}))
+    paid = sum(
+        d for account, d in postings.items() if account.startswith(("principal:", "escrow:"))
+    )
+    kept = postings.get(RESERVE_ACCOUNT, 0)
+    words = [entry.content["outcome"]] if "outcome" in entry.content else []
+    words += [f"{money(paid, currency, decimals)} to principals"] if paid else []
+    words += [f"{money(kept, currency, decimals)} to the reserve"] if kept else []
+    period = entry.content.get("period", "")
+    line = f"{entry.seq:>6}  {entry.kind:9} {period:>8}  {entry.hash[:16]}  {', '.join(words)}"
+    return line.rstrip()
+
+
+def _form(form: Form | None, target: Path | None) -> Form:
+    if form is not None:
+        return form
+    if target is None:
+        return Form.CSV
+    try:
+        return Form(target.suffix.removeprefix("."))
+    except ValueError:
+        raise ValueError(
+            f"--out {target} ends in {target.suffix!r}; end it in .csv, .beancount or .parquet, or"
+            " name the --format"
+        ) from None
+
+
+def _find(where: str, runs: Path) -> _Found:
+    """Find a ledger by its path, or a run's by the run's name."""
+    if Path(where).is_file():
+        return _Found(Path(where), None)
+    folder = existing(where, runs)
+    return _Found(folder / "ledger.sqlite", folder)
+
+
+def _opened(found: _Found) -> "Ledger":
+    """Open a ledger for reading; of a run, that run's."""
+    from vcca_jax.ledger import Ledger
+    from vcca_jax.runs import stored_config
+
+    config = None if found.run is None else stored_config(found.run).digest()
+    return Ledger.open(found.ledger, config=config, create=False, read_only=True)

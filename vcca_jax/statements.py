@@ -1,0 +1,332 @@
+"""A principal's statement in plain words: what it was paid, for what, why not more, how to check.
+
+Built from the ledger and, where there are any, from the run's own records; host only. A document is
+made once and rendered as plain text or as a page that needs nothing beside it.
+"""
+
+import base64
+import html
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
+from typing import Any, Final, NamedTuple
+
+from vcca_jax.ledger import Statement, StatementLine
+
+
+class Screening(NamedTuple):
+    """What became of an agent's updates in one period.
+
+    Attributes:
+        first: First epoch of the period.
+        last: Last epoch of the period.
+        steps: Steps in which the agent had a sample.
+        admissible: Of them, those whose update was admissible as it came.
+        dropped: Of them, those whose update was dropped.
+        removed: Share of the update's norm that was removed, summed over steps.
+        conflicts: value -> steps in which the update ran against a constraint on it.
+    """
+
+    first: int
+    last: int
+    steps: int
+    admissible: int
+    dropped: int
+    removed: float
+    conflicts: dict[str, int]
+
+
+class Section(NamedTuple):
+    """A part of a document: a heading, paragraphs, and a table whose first row is its head."""
+
+    heading: str
+    paragraphs: tuple[str, ...]
+    table: tuple[tuple[str, ...], ...] = ()
+
+
+def screenings(
+    records: Iterable[Mapping[str, Any]], principal: str, epochs_per_period: int
+) -> dict[str, Screening]:
+    """Sum up a run's records of one agent, of the run that is paid (seed 0), period by period.
+
+    Args:
+        records: Records with "epoch" (from 1), "seed", "agent", "steps", "admissible_steps",
+            "dropped_steps", "removed" (mean over steps) and "conflicts" (value -> steps).
+        principal: The agent's name.
+        epochs_per_period: How many epochs make a period; periods are named "1", "2", ...
+
+    Returns:
+        period -> what became of the agent's updates.
+    """
+    found: dict[str, Screening] = {}
+    for record in records:
+        if record["seed"] != 0 or record["agent"] != principal:
+            continue
+        number = (record["epoch"] - 1) // epochs_per_period + 1
+        last = number * epochs_per_period
+        so_far = found.get(
+            str(number), Screening(last - epochs_per_period + 1, last, 0, 0, 0, 0, {})
+        )
+        conflicts = Counter(so_far.conflicts)
+        conflicts.update(record["conflicts"])
+        found[str(number)] = so_far._replace(
+            steps=so_far.steps + record["steps"],
+            admissible=so_far.admissible + record["admissible_steps"],
+            dropped=so_far.dropped + record["dropped_steps"],
+            removed=so_far.removed + record["removed"] * record["steps"],
+            conflicts=dict(conflicts),
+        )
+    return found
+
+
+def money(minor_units: int, currency: str, decimals: int = 2) -> str:
+    """Write an integer of minor units in the currency's own unit, exactly."""
+    return f"{Decimal(minor_units).scaleb(-decimals):,f} {currency}"
+
+
+def document(
+    statement: Statement,
+    screened: Mapping[str, Screening],
+    *,
+    rule: str,
+    checks: Sequence[tuple[str, str]],
+    decimals: int = 2,
+) -> list[Section]:
+    """Say in words all that a statement holds.
+
+    Args:
+        statement: The ledger's.
+        screened: period -> what became of the agent's updates; empty if there are no records.
+        rule: Name of the ledger's share rule.
+        checks: What can be checked, and the command that does.
+        decimals: Digits of a minor unit.
+
+    Returns:
+        The sections in order.
+    """
+    settled = [line for line in statement.lines if line.kind == "settle"]
+    return [
+        _summary(statement, settled, decimals),
+        _periods(statement, screened, decimals),
+        _screened(statement.principal, screened),
+        _checking(statement, settled, rule, checks, decimals),
+    ]
+
+
+def _summary(statement: Statement, settled: Sequence[StatementLine], decimals: int) -> Section:
+    name, currency = statement.principal, statement.currency
+    taken_back = {(r.stream, r.period) for r in statement.lines if r.kind == "reverse"}
+    paid_in = sum(1 for line in settled if line.paid or line.held)
+    words = [
+        f"{name} was paid {money(statement.paid, currency, decimals)} in all, for {paid_in} of "
+        f"{_count(len(settled), 'period')} in which it was credited."
+    ]
+    if statement.held:
+        words.append(
+            f"{money(statement.held, currency, decimals)} more wait in escrow until their lag is "
+            "over; only from there can a payout be clawed back."
+        )
+    if taken_back:
+        words.append(
+            f"{_count(len(taken_back), 'settlement')} taken back by a later entry and, where that "
+            "was a correction, settled anew; the table shows both."
+        )
+    for stream, (score, mark) in statement.standings().items():
+        of = f" in the stream of {stream}" if stream else ""
+        words.append(
+            f"Its credit{of} adds up to {_credit(score, statement)}; it has been paid on "
+            f"{_credit(mark, statement)}."
+        )
+        if score < mark:
+            words.append(
+                f"The difference, {_credit(mark - score, statement)}, is a debt that is carried "
+                "forward: new credit makes up for it first, and nothing is taken back."
+            )
+        elif score > mark:
+            words.append(
+                f"The difference, {_credit(score - mark, statement)}, is credit that counts at the "
+                "next division of revenue."
+            )
+    unpaid: dict[str, list[str]] = {}
+    for line in settled:
+        if not line.paid and not line.held:
+            unpaid.setdefault(_reason(line), []).append(_period(line))
+    words += [f"Nothing was paid for {', '.join(p)}: {reason}." for reason, p in unpaid.items()]
+    return Section(f"Statement of {name}", tuple(words))
+
+
+def _reason(line: StatementLine) -> str:
+    if line.outcome == "carried":
+        return "the period's steps gained nothing together, so its revenue waits for the next"
+    if line.outcome == "unfunded":
+        return "there was no revenue to divide"
+    if line.share:
+        return "its share came to less than a unit and others had the larger remainder"
+    return "its credit did not rise above what it had been paid on already"
+
+
+def _periods(statement: Statement, screened: Mapping[str, Screening], decimals: int) -> Section:
+    streams = any(line.stream for line in statement.lines)
+    head = ("entry", "what", *(("stream",) if streams else ()), "period")
+    head += (("epochs", "steps") if screened else ()) + ("credit", "paid on", "paid", "balance")
+    rows = [head]
+    for line in statement.lines:
+        own = screened.get(line.period) if line.kind == "settle" else None
+        steps = ("", "") if own is None else (_span(own.first, own.last), str(own.steps))
+        rows.append(
+            (
+                str(line.seq),
+                _WHAT[line.kind],
+                *((line.stream,) if streams else ()),
+                line.period,
+                *(steps if screened else ()),
+                _credit(line.credit, statement),
+                _credit(line.counted, statement),
+                money(line.paid + line.held, "", decimals).strip(),
+                money(line.balance, "", decimals).strip(),
+            )
+        )
+    words = (
+        f"Credit is in units of the run's utility, money in {statement.currency}. “Paid on” is the "
+        "credit that rose above the highest score paid on before; “paid” includes what went into "
+        "escrow (and, with a minus, what left it), “balance” does not.",
+    )
+    return Section("Period by period", words, tuple(rows))
+
+
+def _screened(name: str, screened: Mapping[str, Screening]) -> Section:
+    if not screened:
+        return Section(
+            "What was screened out",
+            ("There are no records of a run beside this ledger, so they can't tell.",),
+        )
+    steps = sum(own.steps for own in screened.values())
+    admissible = sum(own.admissible for own in screened.values())
+    dropped = sum(own.dropped for own in screened.values())
+    removed = sum(own.removed for own in screened.values()) / max(steps, 1)
+    words = [
+        f"{name} had a sample in {_count(steps, 'step')}. In {admissible} of them its update was "
+        f"taken as it came; in {steps - admissible} a value stood against it, and in {dropped} of "
+        f"these it was dropped as a whole. On average {removed:.1%} of the update's length was "
+        "removed."
+    ]
+    totals: Counter[str] = Counter()
+    for own in screened.values():
+        totals.update(own.conflicts)
+    rows = [("value", "steps against it", "of its steps", "periods")]
+    for value, count in totals.most_common():
+        if count:
+            where = [period for period, own in screened.items() if own.conflicts.get(value)]
+            rows.append((value, str(count), f"{count / max(steps, 1):.1%}", _listed(where)))
+    if len(rows) == 1:
+        return Section("What was screened out", (*words, "No value stood against any of them."))
+    return Section("What was screened out", tuple(words), tuple(rows))
+
+
+def _checking(
+    statement: Statement,
+    settled: Sequence[StatementLine],
+    rule: str,
+    checks: Sequence[tuple[str, str]],
+    decimals: int,
+) -> Section:
+    words = [
+        f"Revenue is divided by the rule “{rule}” on the credits written in each entry, in "
+        "integers: everyone gets the whole units of its share, and the units left go to the "
+        "largest remainders, one each."
+    ]
+    if rule == "high_water_mark":
+        words.append("A principal's share is what it was “paid on”, over the same of everyone.")
+    example = next((line for line in reversed(settled) if line.share), None)
+    if example is not None:
+        whole = money(example.divided, statement.currency, decimals)
+        given = money(example.paid + example.held, statement.currency, decimals)
+        words.append(
+            f"For example, entry {example.seq} divided {whole}; the share was "
+            f"{float(example.share):.6%}, and the payout {given}."
+        )
+    return Section("How to check it", tuple(words), (("to see", "run"), *checks))
+
+
+_WHAT: Final = {
+    "claw_back": "clawed back",
+    "join": "joined",
+    "release": "released",
+    "reverse": "taken back",
+    "settle": "settled",
+}
+
+
+def _period(line: StatementLine) -> str:
+    return f"period {line.period}" + (f" of {line.stream}" if line.stream else "")
+
+
+def _credit(quantised: int, statement: Statement) -> str:
+    return f"{quantised / 2**statement.scale_bits:+.6g}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _span(first: int, last: int) -> str:
+    return str(first) if first == last else f"{first}-{last}"
+
+
+def _listed(periods: Sequence[str], most: int = 8) -> str:
+    more = f" and {len(periods) - most} more" if len(periods) > most else ""
+    return ", ".join(periods[:most]) + more
+
+
+def as_text(sections: Sequence[Section]) -> str:
+    """Render a document as plain text, one paragraph a line."""
+    lines: list[str] = []
+    for section in sections:
+        lines += [section.heading, "=" * len(section.heading), *section.paragraphs]
+        if section.table:
+            widths = [max(map(len, column)) for column in zip(*section.table, strict=True)]
+            for row in section.table:
+                cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+                lines.append("  " + "  ".join(cells).rstrip())
+        lines.append("")
+    return "\n".join(lines)
+
+
+def as_page(sections: Sequence[Section], picture: bytes | None) -> str:
+    """Render a document as one HTML page that needs nothing beside it.
+
+    Args:
+        sections: The document.
+        picture: A PNG that is shown after the first section, or None.
+    """
+    body: list[str] = []
+    for section in sections:
+        level = "h2" if body else "h1"
+        body.append(f"<{level}>{html.escape(section.heading)}</{level}>")
+        body += [f"<p>{html.escape(words)}</p>" for words in section.paragraphs]
+        if level == "h1" and picture is not None:
+            image = base64.b64encode(picture).decode("ascii")
+            body.append(
+                f'<img alt="payouts, credit and screening" src="data:image/png;base64,{image}">'
+            )
+        if section.table:
+            head, *rows = section.table
+            body.append("<table><thead>" + _row(head, "th") + "</thead><tbody>")
+            body += [_row(row, "td") for row in rows]
+            body.append("</tbody></table>")
+    title = html.escape(sections[0].heading)
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f"<style>{_LOOK}</style></head><body>\n" + "\n".join(body) + "\n</body></html>\n"
+    )
+
+
+_LOOK: Final = (
+    "body{font:16px/1.5 sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}"
+    "img{max-width:100%}table{border-collapse:collapse}"
+    "td,th{padding:.2rem .8rem .2rem 0;text-align:left;border-bottom:1px solid #e4e4e4}"
+)
+
+
+def _row(cells: Sequence[str], tag: str) -> str:
+    return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
