@@ -40,7 +40,9 @@ format: $(READY) ## format the code
 	$(BIN)/ruff format .
 
 benchmarks: $(READY) ## measure the speed claims side by side
-	$(BIN)/python -m experiments.benchmarks.traversal
+	for name in traversal projection ledger; do \
+	  $(BIN)/python -m experiments.benchmarks.$$name \
+	    --out experiments/benchmarks/results/$$name.json || exit 1; done
 
 clean: ## remove the virtual environment and every cache
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build dist

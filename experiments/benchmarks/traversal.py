@@ -146,6 +146,7 @@ def main() -> None:
     print("growth from the smallest to the largest A:", {k: round(v, 2) for k, v in grown.items()})
     if options.out:
         content = {"machine": machine(), "growth": grown, "results": results}
+        options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(content, indent=2) + "\n")
 
 
