@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow check format benchmarks clean
+.PHONY: help setup run test test-slow check format economy benchmarks clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ check: $(READY) ## lint, check formatting and types
 format: $(READY) ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+economy: $(READY) ## find out which cheats pay, and what stops them
+	$(BIN)/python -m experiments.economy.train --out runs/economy
 
 benchmarks: $(READY) ## measure the speed claims side by side
 	for name in traversal projection ledger; do \
