@@ -18,7 +18,6 @@ number of settlements.
 """
 
 import argparse
-import json
 import random
 import tempfile
 import time
@@ -27,7 +26,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from experiments.benchmarks.timing import machine
+from experiments.benchmarks.timing import keep
 from vcca_jax.ledger import Ledger, Period
 
 REVENUE, BATCH = 1_000_003, 100
@@ -168,10 +167,7 @@ def main() -> None:
     if options.replay or options.smoke:
         replayed = replay(options.replay or 20, sizes[-1])
         print(replayed)
-    if options.out:
-        content = {"machine": machine(), "results": results, "replay": replayed}
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(content, indent=2) + "\n")
+    keep(options.out, results=results, replay=replayed)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ the largest admissible update.
 
 import argparse
 import importlib.util
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,7 @@ import numpy as np
 import quadprog
 from scipy.optimize import nnls
 
-from experiments.benchmarks.timing import machine, ratio, rounds
+from experiments.benchmarks.timing import keep, ratio, rounds
 from vcca_jax.cones import solve_cone_dual
 
 Solver = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -174,10 +173,7 @@ def main() -> None:
             for size in rows:
                 results.append(measure(number, size, correlated, turns))
                 print(line(results[-1]), flush=True)
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        report = {"machine": machine(), "results": results}
-        options.out.write_text(json.dumps(report, indent=2) + "\n")
+    keep(options.out, results=results)
 
 
 if __name__ == "__main__":

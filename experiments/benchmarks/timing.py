@@ -1,10 +1,12 @@
 """Timing side by side: every candidate once a round, so a busy machine slows all alike."""
 
+import json
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -47,3 +49,10 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "jax": jax.__version__,
     }
+
+
+def keep(path: Path | None, **content: Any) -> None:
+    """Write what was measured, with the machine it was measured on, if a path is given."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"machine": machine(), **content}, indent=2) + "\n")

@@ -13,7 +13,6 @@ the stacked form slowest at large A, since it writes A D numbers.
 """
 
 import argparse
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ import numpy as np
 import optax
 
 import vcca_jax as vcca
-from experiments.benchmarks.timing import machine, ratio, rounds
+from experiments.benchmarks.timing import keep, ratio, rounds
 
 FEATURES, CLASSES = 784, 10
 
@@ -144,10 +143,7 @@ def main() -> None:
         results = measure([8, 64, 512, 2048], 512, (256, 128), 15)
     grown = {name: growth(results, name) for name in ("linearized", "split", "whole step")}
     print("growth from the smallest to the largest A:", {k: round(v, 2) for k, v in grown.items()})
-    if options.out:
-        content = {"machine": machine(), "growth": grown, "results": results}
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(content, indent=2) + "\n")
+    keep(options.out, growth=grown, results=results)
 
 
 if __name__ == "__main__":
