@@ -13,7 +13,7 @@ from vcca_jax.ledger import (
     LedgerError,
     SettlementConflictError,
 )
-from vcca_jax.share_rules import ShareRule, bounded, per_period, power, softmax
+from vcca_jax.share_rules import ShareRule, accumulated, bounded, per_period, power, softmax
 
 ONE = 2**40
 names = ("ann", "bob", "cy")
@@ -112,6 +112,7 @@ period = st.fixed_dictionaries(
 rules = {
     "high_water_mark": None,
     "per_period": per_period(),
+    "accumulated": accumulated(),
     "softmax": softmax(Fraction(1, 2)),
     "power": power(0.5),
     "bounded": bounded(power(2), floor=0.125, cap=0.5),

@@ -11,6 +11,7 @@ from vcca_jax.share_rules import (
     RESERVE,
     ShareRule,
     Standings,
+    accumulated,
     bounded,
     high_water_mark,
     per_period,
@@ -66,7 +67,7 @@ def test_credit_that_comes_and_goes_is_paid_once_at_the_mark_and_each_time_per_p
     assert sum(s.get("a", 0) for s in run(per_period(), stream)) == 250
 
 
-@pytest.mark.parametrize("rule", [high_water_mark(), per_period()])
+@pytest.mark.parametrize("rule", [high_water_mark(), per_period(), accumulated()])
 @given(st.lists(credit, min_size=1, max_size=6), st.integers(1, 7))
 def test_proportional_sybils_share_what_the_one_had(rule, stream, parts):
     whole = run(rule, [{"a": c * parts} for c in stream])
@@ -75,8 +76,21 @@ def test_proportional_sybils_share_what_the_one_had(rule, stream, parts):
 
 
 def test_splitting_harm_from_use_gains_as_documented():
-    for rule in (high_water_mark(), per_period()):
+    for rule in (high_water_mark(), per_period(), accumulated()):
         assert once(rule, {"a": 10 - 4})["a"] < sum(once(rule, {"a1": 10, "a2": -4}).values())
+
+
+@some
+@given(streams, st.randoms(use_true_random=False))
+def test_accumulated_pays_by_the_score_however_it_came_about(stream, order):
+    last = run(accumulated(), stream)[-1]
+    totals = {name: sum(credits[name] for credits in stream) for name in names}
+    assert last == {name: total for name, total in totals.items() if total > 0}
+    shuffled = list(stream)
+    order.shuffle(shuffled)
+    assert run(accumulated(), shuffled)[-1] == last
+    # Who teaches nothing more keeps its share.
+    assert run(accumulated(), [*stream, {}])[-1] == last
 
 
 @some
@@ -209,6 +223,7 @@ def test_rules_that_cannot_be_are_refused(build, message):
     [
         high_water_mark(),
         per_period(),
+        accumulated(),
         softmax(0.3, scale_bits=20),
         power(1.5, per_period()),
         bounded(power(2), floor=0.125, cap=Fraction(1, 3)),

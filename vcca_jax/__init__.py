@@ -10,7 +10,7 @@ that need more than JAX and optax are imported by name: ``vcca_jax.checkpoint`` 
 ``vcca_jax.plotting``, ``vcca_jax.datasets``, ``vcca_jax.runs``.
 """
 
-from vcca_jax import partition
+from vcca_jax import corruption, partition, share_rules
 from vcca_jax.baselines.centralized import centralized
 from vcca_jax.checks import checked
 from vcca_jax.cones import cone_projection, project_onto_cone, solve_cone_dual
@@ -81,6 +81,7 @@ __all__ = [
     "cone_projection",
     "cooperate",
     "cooperative",
+    "corruption",
     "efficiency_gap",
     "exact_shapley",
     "forbid",
@@ -104,6 +105,7 @@ __all__ = [
     "protect",
     "quantise",
     "screen",
+    "share_rules",
     "solve_cone_dual",
     "split_traversal",
     "training_utility",

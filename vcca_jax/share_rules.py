@@ -103,6 +103,28 @@ def per_period() -> ShareRule:
     return ShareRule({"rule": "per_period"}, shares)
 
 
+def accumulated() -> ShareRule:
+    """Divide each period's revenue by all credit so far: share = max(0, B), B the party's score.
+
+    What a party taught stays in the model, and goes on being paid. Few periods are decided by
+    noise, since a score is a sum over all periods.
+
+    | guarantee | holds |
+    | --- | --- |
+    | a score of zero or below: no share | always |
+    | a party's share does not depend on when it earned its credit | always |
+    | who has left, or teaches nothing more, is paid | **yes**, from its score |
+    | who joins late | shares by what it has taught since |
+    | splitting an agent in parts proportional to its credit | changes nothing |
+    | splitting harm from use (one part takes all that is negative) | **gains**: quotient by principal |
+    """  # noqa: E501
+
+    def shares(credits: Mapping[str, int], standings: Standings) -> Mapping[str, Number]:
+        return {party: score for party, score in standings.scores.items() if score > 0}
+
+    return ShareRule({"rule": "accumulated"}, shares)
+
+
 def softmax(temperature: Number = 1, *, scale_bits: int = 40) -> ShareRule:
     """Share by the exponential of the period's credit: share proportional to exp(credit / T).
 
@@ -269,6 +291,8 @@ def rule_from_spec(spec: Mapping[str, Any]) -> ShareRule:
         return high_water_mark()
     if name == "per_period":
         return per_period()
+    if name == "accumulated":
+        return accumulated()
     if name == "softmax":
         return softmax(Fraction(spec["temperature"]), scale_bits=int(spec["scale_bits"]))
     if name == "power":

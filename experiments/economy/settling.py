@@ -13,6 +13,7 @@ from vcca_jax.share_rules import (
     RESERVE,
     ShareRule,
     Standings,
+    accumulated,
     bounded,
     high_water_mark,
     per_period,
@@ -31,18 +32,6 @@ class Credits(NamedTuple):
 
     by_period: Sequence[Mapping[str, float]]
     gains: Sequence[float]
-
-
-def accumulated() -> ShareRule:
-    """Divide every period's revenue by all credit so far: what an agent taught stays in the model.
-
-    A rule outside the package, of the package's shape. Who has left goes on being paid, and who
-    joins late shares from then on only by what it has taught since.
-    """
-    return ShareRule(
-        {"rule": "accumulated"},
-        lambda credits, standings: {p: s for p, s in standings.scores.items() if s > 0},
-    )
 
 
 def share_rules(config: Config) -> dict[str, ShareRule]:
