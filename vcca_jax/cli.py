@@ -1,10 +1,23 @@
 """The command line: run, resume, report and verify a cooperative; its ledger has commands too."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-from vcca_jax.console import Folder, Name, checked_name, err, errors, existing, out, typer
+from vcca_jax.console import (
+    Folder,
+    Name,
+    checked_name,
+    err,
+    errors,
+    existing,
+    out,
+    tell_whole,
+    typer,
+)
 from vcca_jax.ledger_cli import app as ledger_app
+
+if TYPE_CHECKING:
+    from vcca_jax.runs import RunConfig
 
 app = typer.Typer(
     help="Cooperatives that train one model, screen every update by their principals' values,"
@@ -61,15 +74,10 @@ def verify(name: Name, runs: Folder = Path("runs")) -> None:
     from vcca_jax.runs import verify_run
 
     with errors():
-        verification = verify_run(existing(name, runs))
-        out.print(
-            f"[green]whole[/green]: {verification.entries} entries,"
-            f" {verification.settlements} settlements, head {verification.head}",
-            soft_wrap=True,
-        )
+        tell_whole(verify_run(existing(name, runs)))
 
 
-def _run(config: object, folder: Path, quiet: bool) -> None:
+def _run(config: "RunConfig", folder: Path, quiet: bool) -> None:
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -79,10 +87,9 @@ def _run(config: object, folder: Path, quiet: bool) -> None:
         TimeRemainingColumn,
     )
 
-    from vcca_jax.runs import RunConfig, run
+    from vcca_jax.runs import run
     from vcca_jax.runs.tables import print_results
 
-    assert isinstance(config, RunConfig)
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 if TYPE_CHECKING:
     import typer
+
+    from vcca_jax.ledger import Verification
 else:
     try:
         import typer
@@ -74,6 +76,15 @@ def errors() -> Iterator[None]:
                 1,
             )
         fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), 1)
+
+
+def tell_whole(verification: "Verification") -> None:
+    """Print what a verification that found nothing wrong went through."""
+    out.print(
+        f"[green]whole[/green]: {verification.entries} entries,"
+        f" {verification.settlements} settlements, head {verification.head}",
+        soft_wrap=True,
+    )
 
 
 def fail(words: str, code: int) -> NoReturn:

@@ -11,6 +11,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from vcca_jax.files import replacing
 from vcca_jax.ledger import Ledger, LedgerError
 
 COLUMNS = ("seq", "kind", "stream", "period", "account", "amount", "currency", "hash")
@@ -69,13 +70,8 @@ def to_parquet(ledger: Ledger, path: str | os.PathLike[str]) -> None:
     schema = pyarrow.schema(list(types.items()), metadata={"vcca_head": ledger.head()})
     rows = list(_rows(ledger))
     columns = {name: [row[i] for row in rows] for i, name in enumerate(COLUMNS)}
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(Path(path)) as beside:
         parquet.write_table(pyarrow.table(columns, schema=schema), beside)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def to_beancount(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from rich.markup import escape
 
-from vcca_jax.console import Folder, errors, existing, out, typer
+from vcca_jax.console import Folder, errors, existing, out, tell_whole, typer
 
 if TYPE_CHECKING:
     from vcca_jax.ledger import Entry, Ledger
@@ -47,15 +47,12 @@ def verify(
 
     with errors():
         found = _find(where, runs)
-        with _opened(found) as ledger:
-            verification = ledger.verify(head)
         if found.run is not None:
-            verification = verify_run(found.run)
-    out.print(
-        f"[green]whole[/green]: {verification.entries} entries,"
-        f" {verification.settlements} settlements, head {verification.head}",
-        soft_wrap=True,
-    )
+            verification = verify_run(found.run, head=head)
+        else:
+            with _opened(found) as ledger:
+                verification = ledger.verify(head)
+    tell_whole(verification)
 
 
 @app.command(epilog="Example: vcca-jax ledger replay heart --last 5")

@@ -79,9 +79,9 @@ def screenings(
     return found
 
 
-def money(minor_units: int, currency: str, decimals: int = 2) -> str:
+def money(minor_units: int, currency: str = "", decimals: int = 2) -> str:
     """Write an integer of minor units in the currency's own unit, exactly."""
-    return f"{Decimal(minor_units).scaleb(-decimals):,f} {currency}"
+    return f"{Decimal(minor_units).scaleb(-decimals):,f} {currency}".rstrip()
 
 
 def document(
@@ -182,8 +182,8 @@ def _periods(statement: Statement, screened: Mapping[str, Screening], decimals: 
                 *(steps if screened else ()),
                 _credit(line.credit, statement),
                 _credit(line.counted, statement),
-                money(line.paid + line.held, "", decimals).strip(),
-                money(line.balance, "", decimals).strip(),
+                money(line.paid + line.held, decimals=decimals),
+                money(line.balance, decimals=decimals),
             )
         )
     words = (

@@ -1,28 +1,19 @@
 """What a run writes down: tidy JSON lines and JSON, replaced whole, so never half-written."""
 
 import json
-import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from vcca_jax.files import replacing
 
 Record = dict[str, Any]
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file's content in one step: a reader, or a kill, sees the old or the new."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    """Replace a file's content in one step."""
+    with replacing(path) as beside:
+        beside.write_text(text, encoding="utf-8")
 
 
 def write_records(path: Path, records: Iterable[Record]) -> None:

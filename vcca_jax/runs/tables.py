@@ -9,13 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vcca_jax.runs.records import Record
-
-
-def money(minor_units: int) -> str:
-    """Minor units as an amount with two decimals; integers all the way."""
-    sign = "-" if minor_units < 0 else ""
-    whole, cents = divmod(abs(minor_units), 100)
-    return f"{sign}{whole:,}.{cents:02d}"
+from vcca_jax.statements import money
 
 
 def with_deviation(measure: dict[str, Any], digits: int = 3) -> str:
