@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow check format economy benchmarks clean
+.PHONY: help setup data run test test-slow check format economy values benchmarks clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,6 +20,9 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
+
+data: $(READY) ## fetch the real data sets that are not checked in
+	$(BIN)/python -m vcca_jax.datasets.fetch
 
 run: $(READY) ## train, screen, credit and settle the cooperative of four hospitals
 	$(BIN)/vcca-jax run experiments/heart/config.toml --name $(RUN)
