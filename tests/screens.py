@@ -4,13 +4,16 @@ The per-example loss is linear in the parameters, so an example's gradient is it
 agent gradients at all can be asked for.
 """
 
+import functools
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import quadprog
 
-from vcca_jax.values import ValueProfiles
+from vcca_jax.profiles import ValueProfiles
+from vcca_jax.values import value_losses
 from vcca_jax.virtual_batch import VirtualBatch
 
 AGENTS, SLOTS, VALUES, CONSTRAINTS, WIDTH = 5, 9, 4, 3, 10
@@ -33,6 +36,21 @@ def flatten(tree):
     """Params with leading axes as [..., 10]."""
     a, b = np.asarray(tree["a"]), np.asarray(tree["b"])
     return np.concatenate([a.reshape((*b.shape[:-1], 6)), b], axis=-1).astype(np.float64)
+
+
+@functools.cache
+def curved_values():
+    """Value losses with curvature on the parameters of ``linear_loss``."""
+    mixes = np.random.default_rng(11).standard_normal((VALUES, 6, WIDTH))
+
+    def loss(mix):
+        def value(params, context):
+            at = jnp.concatenate([params["a"].ravel(), params["b"]])
+            return jax.nn.logsumexp(mix @ at)
+
+        return value
+
+    return value_losses({f"V{m}": loss(mix) for m, mix in enumerate(mixes)})
 
 
 class Case(NamedTuple):
@@ -85,8 +103,11 @@ class Screened(NamedTuple):
     stack: np.ndarray
     admissible: np.ndarray
     feasible: np.ndarray
+    dropped: np.ndarray
     conflicts: np.ndarray
     coefficients: np.ndarray
+    violations: np.ndarray
+    scale: np.ndarray
     removed_norm: np.ndarray
     norm: np.ndarray
 
@@ -101,7 +122,7 @@ def gradients_of(batch):
 
 def twin(method, scope, stack, present, active, rows, profiles):
     """Screen one agent after the other, with lists and a quadratic program."""
-    fields = [np.asarray(field) for field in profiles]
+    fields = [np.asarray(field) for field in profiles[:4]]
     stated = [
         [(int(v), int(s), float(m)) for v, s, m, live in zip(*each, strict=True) if live and on]
         for each, on in zip(zip(*fields, strict=True), active, strict=True)
@@ -117,7 +138,8 @@ def twin(method, scope, stack, present, active, rows, profiles):
 def _twin_of_one(method, g, here, rows, constraints):
     nothing = np.zeros(len(rows), bool)
     if not here:
-        return Screened(0 * g, False, False, nothing, np.zeros(len(rows)), 0.0, 0.0)
+        zeros = np.zeros(len(rows))
+        return Screened(0 * g, False, False, False, nothing, zeros, zeros, 0.0, 0.0, 0.0)
     met = [s * (rows[v] @ g) >= m for v, s, m in constraints]
     conflicts = nothing.copy()
     conflicts[[v for (v, _, _), fine in zip(constraints, met, strict=True) if not fine]] = True
@@ -126,8 +148,22 @@ def _twin_of_one(method, g, here, rows, constraints):
     kept = update if feasible else 0 * g
     added = kept - g if feasible and method == "project" else 0 * g
     coefficients = np.linalg.lstsq(rows.T, added, rcond=None)[0]
-    removed = np.linalg.norm(kept - g)
-    return Screened(kept, all(met), feasible, conflicts, coefficients, removed, np.linalg.norm(g))
+    violations = np.zeros(len(rows))
+    for v, s, m in constraints:
+        violations[v] = max(violations[v], m - s * (rows[v] @ kept))
+    scale = 1.0 if method == "project" else np.linalg.norm(kept) / max(np.linalg.norm(g), 1e-300)
+    return Screened(
+        stack=kept,
+        admissible=all(met),
+        feasible=feasible,
+        dropped=not feasible,
+        conflicts=conflicts,
+        coefficients=coefficients,
+        violations=violations,
+        scale=scale if feasible else 0.0,
+        removed_norm=np.linalg.norm(kept - g),
+        norm=np.linalg.norm(g),
+    )
 
 
 def nearest(g, rows, constraints):

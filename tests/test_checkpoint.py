@@ -10,7 +10,7 @@ from orbax.checkpoint import v1 as ocp
 
 from vcca_jax.checkpoint import checkpoints
 from vcca_jax.cooperate import CooperateState
-from vcca_jax.values import ValueProfiles
+from vcca_jax.profiles import ValueProfiles
 
 
 def state(seed=0):

@@ -24,17 +24,20 @@ def size_of_head(params, context):
     return jnp.maximum(sum(squares) - context, 0.0)
 
 
+def between(name, least, most):
+    """A constraint: the value falls by at least this much per step, and by no more than that."""
+    return [vcca.protect(name, least), vcca.forbid(name, -most)]
+
+
 def capped(limit):
     """A screen: no agent moves the parameters by more than the limit."""
 
     def apply(gradients, value_gradients, profiles):
         norm = vcca.agent_norms(gradients)
         scale = jnp.minimum(1.0, limit / jnp.maximum(norm, 1e-12))
-        nothing = jnp.zeros((len(norm), len(jax.tree.leaves(value_gradients)[0])))
-        report = vcca.ScreenReport(
-            norm <= limit, gradients.present, nothing > 0, nothing, (1 - scale) * norm, norm
-        )
-        return vcca.affine(gradients, scale, nothing, value_gradients), report
+        report = vcca.untouched(gradients, value_gradients)
+        report = report._replace(scale=scale, removed_norm=(1 - scale) * norm, norm=norm)
+        return vcca.affine(gradients, scale, report.coefficients, value_gradients), report
 
     return apply
 
@@ -82,10 +85,17 @@ def averaged(trainer, decay=0.9):
 
 
 @pytest.mark.parametrize(
-    "stage", [size_of_head, capped, in_turn, alone, winner_takes_all, averaged]
+    "stage", [size_of_head, between, capped, in_turn, alone, winner_takes_all, averaged]
 )
 def test_each_takes_under_fifteen_lines(stage):
     assert len(inspect.getsource(stage).splitlines()) < 15
+
+
+def test_a_constraint_of_ones_own_is_made_of_those_there_are():
+    gradient, normal = jnp.array([3.0, 1.0]), jnp.array([[1.0, 0.0], [-1.0, 0.0]])
+    profiles = vcca.value_profiles(["V"], [between("V", 0.5, 2.0)])
+    update, _ = vcca.project_onto_cone(gradient, normal, profiles.margin[0])
+    np.testing.assert_allclose(update, [2.0, 1.0], rtol=1e-6)
 
 
 def test_they_run_together(tmp_path):

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from tests.problems import in_float64, problem, relative_difference
-from vcca_jax.gradients import affine, agent_gradients, agent_norms, rows_dot, rows_gram, tree_dot
+from vcca_jax.gradients import agent_gradients, agent_norms
+from vcca_jax.operators import affine
+from vcca_jax.rows import rows_dot, rows_gram, tree_dot
 
 METHODS = ("linearized", "scanned", "stacked")
 

@@ -8,7 +8,8 @@ README = (ROOT / "README.md").read_text()
 
 
 def test_the_example_runs_and_pays_everything_out(tmp_path, monkeypatch, capsys):
-    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    code, profiles = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    exec(compile(profiles, "README.md", "exec"), {})
     lines = [line for line in code.splitlines() if line and not line.startswith(("import", "from"))]
     assert len(lines) <= 25
     monkeypatch.chdir(tmp_path)

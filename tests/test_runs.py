@@ -12,7 +12,8 @@ from sklearn.linear_model import LogisticRegression
 
 from vcca_jax.ledger import Ledger, LedgerError
 from vcca_jax.runs import RunConfig, RunError, read_results, run, stored_config, verify_run
-from vcca_jax.runs.problem import fit_linear_probe, make_problem
+from vcca_jax.probes import fit_linear_probe
+from vcca_jax.runs.problem import make_problem
 from vcca_jax.statements import money
 
 CONFIG = Path(__file__).parent.parent / "experiments" / "heart" / "config.toml"

@@ -286,7 +286,7 @@ def test_a_screen_without_what_it_needs_is_refused():
     ):
         with pytest.raises(ValueError, match="value_gradients= and profiles="):
             one_step_utility(given.params, (), gradients, *rest, screen=screen(), **missing)
-    values = Values((), None, None)
+    values = Values((), None, None, ())
     for missing in ({}, {"values": values}, {"profiles": given.profiles}):
         with pytest.raises(ValueError, match="values= and profiles="):
             training_utility(

@@ -6,57 +6,39 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vcca_jax.values import (
-    Constraint,
-    forbid,
+    from_context,
     group_loss,
-    protect,
+    linear_value,
+    loss_gap,
+    squared_distance,
     value_losses,
-    value_profiles,
+    weighted_sum,
+    worst_group_loss,
 )
 
-NAMES = ("women", "men", "old", "probe")
+PARAMS = {"w": np.array([0.5, -1.0, 2.0]), "b": np.array([[0.25]])}
+LIKE = {"w": np.array([1.0, 2.0, -0.5]), "b": np.array([[-3.0]])}
 
-constraint = st.builds(
-    lambda make, name, margin: make(name, margin),
-    st.sampled_from([protect, forbid]),
-    st.sampled_from(NAMES),
-    st.floats(-2, 2, width=32),
-)
-profile = st.lists(constraint, max_size=4, unique_by=lambda c: (c.kind, c.value))
+numbers = st.lists(st.floats(-5, 5), min_size=2, max_size=2).map(np.array)
 
 
-def as_lists(profiles):
-    """The constraints back from the arrays."""
-    kinds = {1.0: "protect", -1.0: "forbid"}
-    return [
-        [
-            Constraint(kinds[float(s)], NAMES[v], float(m))
-            for v, s, m, live in zip(*each, strict=True)
-            if live
-        ]
-        for each in zip(*profiles, strict=True)
-    ]
+def quadratic(k):
+    """V_k = (w_k - k)^2 + b, with a gradient that is easily written down."""
+    return lambda params, context: (params["w"][k] - k) ** 2 + params["b"].sum()
 
 
-@given(st.lists(profile, min_size=1, max_size=4), st.integers(0, 2), st.integers(0, 2))
-def test_profiles_are_written_whole_and_padding_says_nothing(stated, agents, slots):
-    capacity, width = len(stated) + agents, max(1, *map(len, stated), 0) + slots
-    arrays = value_profiles(NAMES, stated, capacity=capacity, constraints=width)
-    assert as_lists(arrays) == [*stated, *[[]] * agents]
-    for field, kind in zip(arrays, (np.int32, np.float32, np.float32, bool), strict=True):
-        assert field.shape == (capacity, width)
-        assert field.dtype == kind
-        assert not field[~arrays.mask].any()
-    assert (np.abs(arrays.sign) == arrays.mask).all()
+def first(params, context):
+    return params[0]
 
 
-def test_capacities_are_by_default_what_is_needed():
-    arrays = value_profiles(NAMES, [[], [protect("old"), forbid("old", 0.5)], [forbid("probe")]])
-    np.testing.assert_array_equal(arrays.value, [[0, 0], [2, 2], [3, 0]])
-    np.testing.assert_array_equal(arrays.sign, [[0, 0], [1, -1], [-1, 0]])
-    np.testing.assert_array_equal(arrays.margin, [[0, 0], [0, 0.5], [0, 0]])
-    np.testing.assert_array_equal(arrays.mask, [[0, 0], [1, 1], [1, 0]])
-    assert value_profiles(NAMES, [[], []]).mask.shape == (2, 1)
+def second(params, context):
+    return params[1]
+
+
+def differences(loss, params, step=1e-5):
+    """Central differences of a scalar function of an array, in float64."""
+    basis = np.eye(params.size).reshape(-1, *params.shape) * step
+    return np.array([(loss(params + e) - loss(params - e)) / (2 * step) for e in basis])
 
 
 def test_losses_and_gradients_come_in_the_order_of_the_names():
@@ -85,41 +67,126 @@ def test_losses_and_gradients_come_in_the_order_of_the_names():
     assert len(traces) == 1
 
 
-def test_a_groups_loss_is_the_mean_over_the_group():
-    def loss_fn(params, inputs, targets):
-        return (inputs @ params - targets) ** 2
+def squared_error(params, inputs, targets):
+    return (inputs @ params - targets) ** 2
 
+
+def test_a_groups_loss_is_the_mean_over_the_group():
     inputs, targets = np.arange(6.0).reshape(3, 2), np.array([1.0, 0.0, -1.0])
-    told = group_loss(loss_fn, inputs, targets)(jnp.array([0.5, 0.25]), "not read")
+    told = group_loss(squared_error, inputs, targets)(jnp.array([0.5, 0.25]), "not read")
     np.testing.assert_allclose(told, np.mean((inputs @ [0.5, 0.25] - targets) ** 2), rtol=1e-6)
+
+
+def test_a_linear_value_has_its_direction_for_a_gradient():
+    loss = linear_value(LIKE)
+    value, gradient = jax.value_and_grad(loss)(PARAMS, None)
+    assert value == pytest.approx(0.5 - 2.0 - 1.0 - 0.75)
+    jax.tree.map(np.testing.assert_allclose, gradient, LIKE)
+
+
+def test_a_squared_distance_grows_in_the_direction_away_from_the_reference():
+    loss = squared_distance(LIKE)
+    value, gradient = jax.value_and_grad(loss)(PARAMS, None)
+    away = jax.tree.map(np.subtract, PARAMS, LIKE)
+    assert value == pytest.approx((0.25 + 9 + 6.25 + 10.5625) / 2)
+    jax.tree.map(np.testing.assert_allclose, gradient, away)
+    assert not np.any(jax.tree.leaves(jax.grad(loss)(LIKE, None))[0])
+
+
+@given(st.lists(st.floats(-4, 4), min_size=3, max_size=3), st.sampled_from([0.05, 0.5, 2.0]))
+def test_the_worst_groups_loss_is_within_its_bounds_and_weighs_groups_by_softmax(each, temperature):
+    each = np.array(each)
+    losses = [lambda params, context, k=k: params[k] for k in range(3)]
+    with jax.enable_x64(True):
+        smooth = worst_group_loss(losses, temperature=temperature)
+        told, gradient = jax.value_and_grad(smooth)(jnp.asarray(each), None)
+        value = float(told)
+    assert each.max() - 1e-9 <= value <= each.max() + temperature * np.log(3) + 1e-9
+    exponentials = np.exp((each - each.max()) / temperature)
+    np.testing.assert_allclose(gradient, exponentials / exponentials.sum(), atol=1e-9)
+
+
+@given(numbers)
+def test_a_gap_is_signed_or_smooth(pair):
+    signed, smooth = loss_gap(first, second), loss_gap(first, second, smoothing=0.1)
+    gap = pair[0] - pair[1]
+    with jax.enable_x64(True):
+        assert float(signed(jnp.asarray(pair), None)) == gap
+        value = float(smooth(jnp.asarray(pair), None))
+        gradient = np.asarray(jax.grad(smooth)(jnp.asarray(pair), None))
+        swapped = float(loss_gap(second, first, smoothing=0.1)(jnp.asarray(pair), None))
+    assert abs(gap) - 0.1 - 1e-12 <= value <= abs(gap)
+    assert value == pytest.approx(np.hypot(gap, 0.1) - 0.1, abs=1e-12)
+    assert value == pytest.approx(swapped)
+    slope = gap / np.hypot(gap, 0.1)
+    np.testing.assert_allclose(gradient, [slope, -slope], atol=1e-12)
+
+
+def test_a_smooth_gap_keeps_its_digits_near_zero():
+    """A gap far below the smoothing: size - smoothing would be all rounding in float32."""
+    value = loss_gap(first, second, smoothing=1.0)(jnp.array([1e-5, 0.0]), None)
+    assert value == pytest.approx(0.5e-10, rel=1e-4)
+
+
+def test_a_weighted_sum_composes_with_the_others():
+    loss = weighted_sum([quadratic(0), loss_gap(quadratic(2), quadratic(1))], [2.0, -0.5])
+    value, gradient = jax.value_and_grad(loss)(PARAMS, None)
+    assert value == pytest.approx(2 * (0.25 + 0.25) - 0.5 * (0.25 - 4.25))
+    np.testing.assert_allclose(gradient["w"], [2.0, -0.5 * 2 * -2 * -1, 0.0], atol=1e-6)
+    np.testing.assert_allclose(gradient["b"], [[2.0]])
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        worst_group_loss([quadratic(0), quadratic(1), quadratic(2)], temperature=0.7),
+        loss_gap(quadratic(0), quadratic(1)),
+        loss_gap(quadratic(0), quadratic(1), smoothing=0.3),
+        weighted_sum([quadratic(0), quadratic(2)], [0.3, -2.0]),
+        squared_distance(LIKE),
+        linear_value(LIKE),
+    ],
+)
+def test_gradients_are_those_of_finite_differences_also_under_jit_and_vmap(loss):
+    with jax.enable_x64(True):
+
+        def of_w(w):
+            return loss({"w": w, "b": jnp.asarray(PARAMS["b"])}, None)
+
+        several = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3)))
+        exact = jax.jit(jax.vmap(jax.grad(of_w)))(several)
+        plain = jax.jit(of_w)
+        for w, gradient in zip(np.asarray(several), exact, strict=True):
+            np.testing.assert_allclose(gradient, differences(plain, w), atol=1e-8)
+
+
+def test_a_value_reads_its_context_by_name():
+    assert from_context({"probe": 3}, "probe") == 3
+    with pytest.raises(ValueError, match=r"context=\['probes'\] has no 'probe'"):
+        from_context({"probes": 3}, "probe")
+    with pytest.raises(ValueError, match="context=NoneType has no 'probe'"):
+        from_context(None, "probe")
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: protect("old", float("nan")), "margin=nan"),
-        (lambda: forbid("old", float("inf")), "margin=inf"),
         (lambda: value_losses({}), "losses={}"),
         (lambda: group_loss(None, np.zeros((0, 2)), np.zeros(0)), "inputs holds no example"),
-        (
-            lambda: value_profiles(NAMES, [[], [protect("young")]]),
-            r"profiles\[1\] names the value 'young'.*women",
-        ),
-        (
-            lambda: value_profiles(NAMES, [[forbid("old"), protect("old"), forbid("old", 1.0)]]),
-            r"profiles\[0\] states forbid\('old'\) twice",
-        ),
-        (
-            lambda: value_profiles(NAMES, [[Constraint("prevent", "old", 0.0)]]),
-            r"profiles\[0\] holds the kind 'prevent'",
-        ),
-        (lambda: value_profiles(NAMES, [[], []], capacity=1), "capacity=1 .* 2 profiles"),
-        (lambda: value_profiles(NAMES, [], capacity=0), "capacity=0"),
-        (
-            lambda: value_profiles(NAMES, [[protect("old"), protect("men")]], constraints=1),
-            "constraints=1 .* 2",
-        ),
-        (lambda: value_profiles(NAMES, [[]], constraints=0), "constraints=0"),
+        (lambda: group_loss(None, np.zeros((3, 2)), np.zeros(2)), "targets are 2 and inputs 3"),
+        (lambda: linear_value({"w": np.zeros(2)}), "direction is zero"),
+        (lambda: linear_value({"w": np.array([1, np.nan])}), "direction holds .* not finite"),
+        (lambda: linear_value(LIKE)({"w": np.zeros(3)}, None), "direction has the shapes"),
+        (lambda: linear_value(np.ones(1))(np.zeros(3), None), "direction has the shapes"),
+        (lambda: squared_distance({"w": np.array([np.inf])}), "reference holds .* not finite"),
+        (lambda: squared_distance(np.ones(1))(np.zeros(3), None), "reference has the shapes"),
+        (lambda: worst_group_loss([], temperature=1.0), r"losses=\[\] is empty"),
+        (lambda: worst_group_loss([first], temperature=0.0), "temperature=0.0"),
+        (lambda: worst_group_loss([first], temperature=np.nan), "temperature=nan"),
+        (lambda: loss_gap(first, second, smoothing=0.0), "smoothing=0.0"),
+        (lambda: weighted_sum([], []), r"losses=\[\] is empty"),
+        (lambda: weighted_sum([first], [1.0, 2.0]), "weights=.* 1 finite"),
+        (lambda: weighted_sum([first], [np.inf]), "weights=.* 1 finite"),
     ],
 )
 def test_bad_input_is_refused_by_name(call, message):

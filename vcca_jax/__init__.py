@@ -11,9 +11,20 @@ that need more than JAX and optax are imported by name: ``vcca_jax.checkpoint`` 
 """
 
 from vcca_jax import corruption, partition, share_rules
+from vcca_jax.admission import Admission, AdmissionState, keep_admissible
 from vcca_jax.baselines.centralized import centralized
 from vcca_jax.checks import checked
 from vcca_jax.cones import cone_projection, project_onto_cone, solve_cone_dual
+from vcca_jax.constraints import (
+    Constraint,
+    forbid,
+    freeze,
+    max_norm,
+    preserve,
+    protect,
+    trust_region,
+    within_angle,
+)
 from vcca_jax.contribution import (
     aumann_shapley,
     banzhaf,
@@ -28,30 +39,28 @@ from vcca_jax.contribution import (
 )
 from vcca_jax.cooperate import CooperateInfo, CooperateState, cooperate
 from vcca_jax.cooperative import Cooperative, Shards, cooperative, join, leave
-from vcca_jax.gradients import AgentGradients, affine, agent_gradients, agent_norms
+from vcca_jax.gradients import AgentGradients, agent_gradients, agent_norms, from_stack
 from vcca_jax.ledger import Ledger, LedgerError
+from vcca_jax.metric import adam_metric
 from vcca_jax.model import SplitModel, from_linen, from_nnx, mlp, model_loss
+from vcca_jax.operators import affine
 from vcca_jax.plan import TraversalPlan, virtual_batches
-from vcca_jax.screening import ScreenReport, screen
+from vcca_jax.profiles import ValueProfiles, value_profiles
+from vcca_jax.rows import Rows, streamed_rows
+from vcca_jax.screen_report import ScreenReport, screened_by, untouched
+from vcca_jax.screening import screen
 from vcca_jax.settlement import allocate, quantise
 from vcca_jax.trainer import Trainer, TrainInfo, TrainState, gradient_trainer
 from vcca_jax.traversal import split_traversal, traversal, traverse
 from vcca_jax.utility import one_step_utility, training_utility
-from vcca_jax.values import (
-    Constraint,
-    ValueProfiles,
-    Values,
-    forbid,
-    group_loss,
-    protect,
-    value_losses,
-    value_profiles,
-)
+from vcca_jax.values import Values, group_loss, value_losses
 from vcca_jax.virtual_batch import VirtualBatch, gather, visits
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Admission",
+    "AdmissionState",
     "AgentGradients",
     "Constraint",
     "CooperateInfo",
@@ -59,6 +68,7 @@ __all__ = [
     "Cooperative",
     "Ledger",
     "LedgerError",
+    "Rows",
     "ScreenReport",
     "Shards",
     "SplitModel",
@@ -69,6 +79,7 @@ __all__ = [
     "ValueProfiles",
     "Values",
     "VirtualBatch",
+    "adam_metric",
     "affine",
     "agent_gradients",
     "agent_norms",
@@ -85,34 +96,44 @@ __all__ = [
     "efficiency_gap",
     "exact_shapley",
     "forbid",
+    "freeze",
     "from_linen",
     "from_nnx",
+    "from_stack",
     "gather",
     "gradient_trainer",
     "group_loss",
     "in_run",
     "influence",
     "join",
+    "keep_admissible",
     "leave",
     "leave_one_out",
+    "max_norm",
     "mlp",
     "model_loss",
     "multilinear_shapley",
     "one_step_utility",
     "partition",
     "permutation_shapley",
+    "preserve",
     "project_onto_cone",
     "protect",
     "quantise",
     "screen",
+    "screened_by",
     "share_rules",
     "solve_cone_dual",
     "split_traversal",
+    "streamed_rows",
     "training_utility",
     "traversal",
     "traverse",
+    "trust_region",
+    "untouched",
     "value_losses",
     "value_profiles",
     "virtual_batches",
     "visits",
+    "within_angle",
 ]

@@ -1,4 +1,7 @@
-"""The command line: run, resume, report and verify a cooperative; its ledger has commands too."""
+"""The command line: run, resume, report and verify a cooperative, and read its profiles.
+
+The ledger's own commands are in ``ledger_cli``.
+"""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,6 +18,7 @@ from vcca_jax.console import (
     typer,
 )
 from vcca_jax.ledger_cli import app as ledger_app
+from vcca_jax.profiles_cli import profiles
 
 if TYPE_CHECKING:
     from vcca_jax.runs import RunConfig
@@ -27,6 +31,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(ledger_app, name="ledger")
+app.command(epilog="Example: vcca-jax profiles experiments/heart/config.toml")(profiles)
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar and no table.")]
 

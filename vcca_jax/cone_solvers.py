@@ -1,17 +1,16 @@
-"""The numerical core of the projection: a linear complementarity problem in K unknowns.
+"""The numerical core of the projection beside its active set: what verifies, rescues and refines.
 
-Everything here is for one agent, in *scaled units* that ``cones`` prepares: the Gram matrix has
-a unit diagonal, the largest positive deficit is one, and rows that take no part are identity
+Everything here is for one agent, in *scaled units* that ``cone_duals`` prepares: the Gram matrix
+has a unit diagonal, the largest positive deficit is one, and rows that take no part are identity
 rows with deficit -1. The problem is
 
-    find lambda >= 0 with slack = G lambda - b >= 0 and lambda * slack = 0.
+    find 0 <= lambda <= cap with slack w = G lambda - b:  w >= 0 where lambda = 0,
+    w <= 0 where lambda = cap, w = 0 between; that is, lambda = clip(lambda - w, 0, cap).
 
-Block principal pivoting (J. Judice and F. Pires, 1994; L. Portugal, J. Judice and L. Vicente,
-1994) guesses which rows bind, solves for them, and moves every row whose sign is wrong. It
-needs a handful of Cholesky factors whatever K is, but may cycle on degenerate data. A primal-dual
-interior point (S. Mehrotra, 1992) takes over there. Both are ``while`` loops whose condition is
-false from the start for a solved problem, so that under ``vmap`` the second one costs nothing
-unless some problem in the batch needs it.
+``cone_pivoting`` solves it in a few moves. Where rounding or exact degeneracy stops it, a
+primal-dual interior point (S. Mehrotra, 1992) takes over. Its ``while`` loop has a condition that
+is false from the start for a solved problem, so that under ``vmap`` it costs nothing unless some
+problem in the batch needs it.
 """
 
 from collections.abc import Callable
@@ -21,11 +20,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-PIVOT_STEPS = 12
 INTERIOR_STEPS = 30
 REFINE_STEPS = 6
-# Full exchanges tolerated without progress before one row is moved at a time.
-PATIENCE = 3
 
 
 def matmul(left: jax.Array, right: jax.Array) -> jax.Array:
@@ -48,7 +44,8 @@ def restricted_solver(
     size = gram.shape[0]
     both = active[:, None] & active[None, :]
     diagonal = jnp.where(active, jnp.asarray(ridge, gram.dtype), jnp.ones((), gram.dtype))
-    matrix = jnp.where(both, gram, 0.0) + jnp.eye(size, dtype=gram.dtype) * diagonal[:, None]
+    # The transpose is the same matrix in the order that LAPACK reads, at no cost.
+    matrix = jnp.where(both, gram.T, 0.0) + jnp.eye(size, dtype=gram.dtype) * diagonal[:, None]
     factor = lax.linalg.cholesky(matrix, symmetrize_input=False)
 
     def solve(right: jax.Array) -> jax.Array:
@@ -62,94 +59,34 @@ def restricted_solver(
     return solve
 
 
-def natural_residual(gram: jax.Array, deficit: jax.Array, multipliers: jax.Array) -> jax.Array:
-    """The worst |min(lambda_k, slack_k)|: zero exactly at a solution, for lambda >= 0."""
-    slack = matmul(gram, multipliers) - deficit
-    return jnp.max(jnp.abs(jnp.minimum(multipliers, slack)))
-
-
-class _Pivoting(NamedTuple):
-    active: jax.Array  # [K] rows now taken to bind
-    flip: jax.Array  # [K] rows to move before the next solve
-    multipliers: jax.Array  # [K]
-    ridge: jax.Array
-    fewest: jax.Array  # smallest number of wrong signs so far
-    patience: jax.Array
-    step: jax.Array
-    done: jax.Array
-
-
-def block_pivoting(
-    gram: jax.Array,
-    deficit: jax.Array,
-    tolerance: jax.Array,
-    start: jax.Array,
-    skip: jax.Array,
+def natural_residual(
+    gram: jax.Array, deficit: jax.Array, multipliers: jax.Array, caps: jax.Array | None = None
 ) -> jax.Array:
-    """Returns multipliers [K] >= 0 that solve the problem unless the step cap was hit.
+    """The worst |lambda - clip(lambda - slack, 0, cap)|: zero exactly at a solution."""
+    slack = matmul(gram, multipliers) - deficit
+    if caps is None:
+        return jnp.max(jnp.abs(jnp.minimum(multipliers, slack)))
+    return jnp.max(jnp.abs(multipliers - jnp.clip(multipliers - slack, 0, caps)))
 
-    Signs are judged to ``tolerance`` times the largest multiplier (or one). ``start`` [K] is the
-    first guess of the binding rows; where ``skip`` holds nothing is computed and the result is
-    zero. The caller must check the residual.
-    """
-    size = gram.shape[0]
-    order = jnp.arange(size)
 
-    def unfinished(state: _Pivoting) -> jax.Array:
-        return ~state.done & (state.step < PIVOT_STEPS)
-
-    def exchange(state: _Pivoting) -> _Pivoting:
-        active = state.active ^ state.flip
-        solve = restricted_solver(gram, active, state.ridge)
-        multipliers = solve(deficit)
-        multipliers = multipliers + solve(deficit - matmul(gram, multipliers))
-        slack = matmul(gram, multipliers) - deficit
-        failed = ~jnp.all(jnp.isfinite(multipliers))
-        allowed = tolerance * jnp.maximum(1.0, jnp.max(jnp.abs(multipliers)))
-        wrong = jnp.where(active, multipliers, slack) < -allowed
-        count = jnp.sum(wrong)
-        better = count < state.fewest
-        patience = jnp.where(better, PATIENCE, state.patience - 1)
-        last = order == jnp.max(jnp.where(wrong, order, -1))
-        flip = jnp.where(patience >= 0, wrong, last)
-        # A factor that broke down says nothing about signs: same rows again, larger ridge.
-        return _Pivoting(
-            active,
-            flip & ~failed,
-            jnp.where(failed, 0.0, multipliers),
-            jnp.where(failed, 16.0 * state.ridge, state.ridge),
-            jnp.where(failed, state.fewest, jnp.minimum(count, state.fewest)),
-            jnp.where(failed, state.patience, patience),
-            state.step + 1,
-            ~failed & (count == 0),
-        )
-
-    state = lax.while_loop(
-        unfinished,
-        exchange,
-        _Pivoting(
-            start,
-            jnp.zeros_like(start),
-            jnp.zeros_like(deficit),
-            jnp.asarray(smallest_ridge(gram.dtype), gram.dtype),
-            jnp.asarray(size + 1),
-            jnp.asarray(PATIENCE),
-            jnp.asarray(0),
-            skip,
-        ),
-    )
-    return jnp.maximum(state.multipliers, 0.0)
+def free_rows(multipliers: jax.Array, slack: jax.Array, caps: jax.Array | None = None) -> jax.Array:
+    """Which rows are between their bounds, bool [K]: 0 < lambda - slack < cap."""
+    target = multipliers - slack
+    return target > 0 if caps is None else (target > 0) & (target < caps)
 
 
 class _Interior(NamedTuple):
     multipliers: jax.Array
-    slack: jax.Array
+    slack: jax.Array  # price of lambda >= 0
+    excess: jax.Array  # price of lambda <= cap; zero where there is no cap
     step: jax.Array
     done: jax.Array
 
 
-def interior_point(gram: jax.Array, deficit: jax.Array, skip: jax.Array) -> jax.Array:
-    """Returns multipliers [K] > 0 close to a solution, by Mehrotra's predictor-corrector.
+def interior_point(
+    gram: jax.Array, deficit: jax.Array, skip: jax.Array, caps: jax.Array | None = None
+) -> jax.Array:
+    """Returns multipliers [K] close to a solution, by Mehrotra's predictor-corrector.
 
     Needs a problem that has a solution. A step that is not finite is not taken: the iterate
     before it is returned.
@@ -158,55 +95,77 @@ def interior_point(gram: jax.Array, deficit: jax.Array, skip: jax.Array) -> jax.
     epsilon = float(jnp.finfo(gram.dtype).eps)
     ridge = smallest_ridge(gram.dtype) * size**0.5
     everything = jnp.ones((size,), bool)
+    ones = jnp.ones_like(deficit)
+    capped = jnp.zeros((size,), bool) if caps is None else jnp.isfinite(caps)
+    ceiling = ones if caps is None else jnp.where(capped, caps, 1.0)
+    pairs = size + jnp.sum(capped)
+
+    def distance(value: jax.Array) -> jax.Array:
+        return jnp.where(capped, ceiling - value, 1.0)
 
     def longest(value: jax.Array, change: jax.Array) -> jax.Array:
         ratio = jnp.where(change < 0, value / jnp.where(change < 0, -change, 1.0), jnp.inf)
         return jnp.min(ratio)
 
+    def mean_gap(value: jax.Array, slack: jax.Array, excess: jax.Array) -> jax.Array:
+        return jnp.sum(value * slack + distance(value) * excess) / pairs
+
     def unfinished(state: _Interior) -> jax.Array:
         return ~state.done & (state.step < INTERIOR_STEPS)
 
     def newton(state: _Interior) -> _Interior:
-        value, slack = state.multipliers, state.slack
-        error = matmul(gram, value) - deficit - slack
-        gap = jnp.mean(value * slack)
-        ratio = slack / value
+        value, slack, excess = state.multipliers, state.slack, state.excess
+        room = distance(value)
+        error = matmul(gram, value) - deficit - slack + excess
+        gap = mean_gap(value, slack, excess)
+        lower, upper = slack / value, excess / room
         # The ridge makes Newton's step inexact, not its fixed point; without it the factor
         # breaks down once more rows bind than the rank of G.
-        solve = restricted_solver(gram + jnp.diag(ratio), everything, ridge)
+        solve = restricted_solver(gram + jnp.diag(lower + upper), everything, ridge)
 
-        predicted = solve(-error - slack)
-        predicted_slack = -slack - ratio * predicted
-        length = jnp.minimum(
-            1.0, jnp.minimum(longest(value, predicted), longest(slack, predicted_slack))
-        )
-        reached = jnp.mean((value + length * predicted) * (slack + length * predicted_slack))
+        def step_lengths(change: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
+            shrinking = jnp.where(capped, -change, 0.0)
+            return jnp.minimum(
+                jnp.minimum(longest(value, change), longest(slack, low)),
+                jnp.minimum(longest(room, shrinking), longest(excess, high)),
+            )
+
+        predicted = solve(-error - slack + excess)
+        low, high = -slack - lower * predicted, -excess + upper * predicted
+        length = jnp.minimum(1.0, step_lengths(predicted, low, high))
+        reached = mean_gap(value + length * predicted, slack + length * low, excess + length * high)
         centre = gap * (reached / gap) ** 3
-        push = (centre - predicted * predicted_slack) / value - slack
-        change = solve(push - error)
-        slack_change = push - ratio * change
-        length = jnp.minimum(
-            1.0, 0.99 * jnp.minimum(longest(value, change), longest(slack, slack_change))
-        )
-        new_value, new_slack = value + length * change, slack + length * slack_change
-        usable = jnp.all((new_value > 0) & (new_slack > 0)) & jnp.isfinite(
-            jnp.sum(new_value) + jnp.sum(new_slack)
-        )
-        return _Interior(
-            jnp.where(usable, new_value, value),
-            jnp.where(usable, new_slack, slack),
+        push = (centre - predicted * low) / value - slack
+        pull = jnp.where(capped, (centre + predicted * high) / room - excess, 0.0)
+        change = solve(push - pull - error)
+        low, high = push - lower * change, pull + upper * change
+        length = jnp.minimum(1.0, 0.99 * step_lengths(change, low, high))
+        new = _Interior(
+            value + length * change,
+            slack + length * low,
+            excess + length * high,
             state.step + 1,
-            ~usable
-            | (
-                (jnp.mean(new_value * new_slack) < epsilon**2)
-                & (jnp.max(jnp.abs(matmul(gram, new_value) - deficit - new_slack)) < 4.0 * epsilon)
-            ),
+            state.done,
         )
+        inside = (new.multipliers > 0) & (new.slack > 0) & (distance(new.multipliers) > 0)
+        usable = jnp.all(inside & (~capped | (new.excess > 0))) & jnp.isfinite(
+            jnp.sum(new.multipliers) + jnp.sum(new.slack) + jnp.sum(new.excess)
+        )
+        error = matmul(gram, new.multipliers) - deficit - new.slack + new.excess
+        closed = (mean_gap(new.multipliers, new.slack, new.excess) < epsilon**2) & (
+            jnp.max(jnp.abs(error)) < 4.0 * epsilon
+        )
+        kept = jax.tree.map(lambda after, before: jnp.where(usable, after, before), new, state)
+        return kept._replace(step=state.step + 1, done=~usable | closed)
 
-    ones = jnp.ones_like(deficit)
-    return lax.while_loop(
-        unfinished, newton, _Interior(ones, ones, jnp.asarray(0), skip)
-    ).multipliers
+    start = _Interior(
+        jnp.minimum(1.0, jnp.where(capped, 0.5 * ceiling, 1.0)),
+        ones,
+        jnp.where(capped, 1.0, 0.0),
+        jnp.asarray(0),
+        skip,
+    )
+    return lax.while_loop(unfinished, newton, start).multipliers
 
 
 class _Refinement(NamedTuple):
@@ -217,26 +176,27 @@ class _Refinement(NamedTuple):
     done: jax.Array
 
 
-def refine(gram: jax.Array, deficit: jax.Array, multipliers: jax.Array) -> jax.Array:
-    """Iterative refinement on S = {lambda > slack}, for as long as the equations get better.
+def refine(
+    gram: jax.Array, deficit: jax.Array, multipliers: jax.Array, caps: jax.Array | None = None
+) -> jax.Array:
+    """Iterative refinement on the free rows, for as long as the equations get better.
 
     It is the proximal point iteration of the ridge, so nearly dependent rows converge to the
     solution without it. A solution that is good to rounding is returned as it is, at no cost.
     """
-    epsilon = float(jnp.finfo(gram.dtype).eps)
-    # Larger than in block_pivoting when K is, since this factor has no second attempt.
+    # Large enough for a factor that has no second attempt.
     ridge = smallest_ridge(gram.dtype) * gram.shape[0] ** 0.5
-    active = multipliers > matmul(gram, multipliers) - deficit
+    free = free_rows(multipliers, matmul(gram, multipliers) - deficit, caps)
 
     def residual(value: jax.Array) -> jax.Array:
-        return jnp.where(active, deficit - matmul(gram, value), 0.0)
+        return jnp.where(free, deficit - matmul(gram, value), 0.0)
 
     def unfinished(state: _Refinement) -> jax.Array:
         return ~state.done & (state.step < REFINE_STEPS)
 
     def correct(state: _Refinement) -> _Refinement:
-        solve = restricted_solver(gram, active, state.ridge)
-        value = jnp.maximum(state.multipliers + solve(residual(state.multipliers)), 0.0)
+        solve = restricted_solver(gram, free, state.ridge)
+        value = jnp.clip(state.multipliers + solve(residual(state.multipliers)), 0.0, caps)
         error = jnp.max(jnp.abs(residual(value)))
         better = error < state.error  # False for NaN: a factor that broke down changes nothing
         return _Refinement(
@@ -248,8 +208,14 @@ def refine(gram: jax.Array, deficit: jax.Array, multipliers: jax.Array) -> jax.A
         )
 
     error = jnp.max(jnp.abs(residual(multipliers)))
-    enough = 2.0 * epsilon * jnp.maximum(1.0, jnp.max(multipliers))
+    enough = refined_enough(multipliers)
     start = _Refinement(
         multipliers, error, jnp.asarray(ridge, gram.dtype), jnp.asarray(0), error <= enough
     )
     return lax.while_loop(unfinished, correct, start).multipliers
+
+
+def refined_enough(multipliers: jax.Array) -> jax.Array:
+    """The residual at which rounding of G lambda itself hides any further progress."""
+    epsilon = float(jnp.finfo(multipliers.dtype).eps)
+    return 2.0 * multipliers.shape[0] ** 0.5 * epsilon * jnp.maximum(1.0, jnp.max(multipliers))

@@ -7,52 +7,39 @@ A profile's K half-spaces, stacked as rows N [K, D] with margins m [K], allow th
     lambda = argmin_{lambda >= 0} 1/2 lambda^T G lambda - b^T lambda,   G = N N^T, b = m - N g,
 
 which is our reading of "updates that remain admissible" in arXiv:2606.28217. The dual has K
-unknowns: D is met only by G, by N g and by one combination of rows, and ``solve_cone_dual`` meets
-it not at all, so that a caller may keep rows and gradients implicit.
-
-With margins above zero the half-spaces may have no point in common. That is decided by the
-homogenised dual (least distance programming; C. Lawson and R. Hanson, *Solving Least Squares
-Problems*, 1974, ch. 23),
-
-    y = argmin_{y >= 0} 1/2 y^T (G + b b^T) y - b^T y,    rho = 1 - b^T y = 1 / (1 + distance^2),
-
-which always has a solution: lambda = y / rho, and rho = 0 exactly if no update is admissible, y
-then being a certificate (N^T y = 0, m^T y > 0). The quotient |N^T y| / b^T y bounds what is
-proven: every admissible update is at least b^T y / |N^T y| away from g.
+unknowns: D is met only by G, by N g and by one combination of rows, and ``solve_cone_dual``
+(``cone_duals``) meets it not at all, so that a caller may keep rows and gradients implicit.
+``cone_stacks`` projects materialised gradients of many agents.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from vcca_jax import cone_solvers as solvers
+from vcca_jax.cone_derivatives import refined_solver
+from vcca_jax.cone_duals import (
+    ConeSolution,
+    Policy,
+    solve_cone_dual,
+    solve_cone_duals,
+)
+from vcca_jax.cone_programs import floating, per_row, row_mask
 from vcca_jax.cone_solvers import matmul
+
+__all__ = [
+    "ConeProjection",
+    "ConeSolution",
+    "cone_projection",
+    "project_onto_cone",
+    "solve_cone_dual",
+    "solve_cone_duals",
+]
 
 # Steps in parameter space: one is enough unless rounding picked the wrong binding rows.
 CORRECTION_STEPS = 3
-
-
-class ConeSolution(NamedTuple):
-    """The dual solution of one projection.
-
-    Attributes:
-        multipliers: lambda [K] >= 0, the prices of the rows; zero on masked and zero rows, and
-            everywhere when infeasible. Not unique where rows depend on each other; N^T lambda is.
-        feasible: bool scalar. False when no admissible update exists within reach, or when none
-            could be verified: the update is then to be dropped.
-        residual: scalar, the worst violation of the optimality conditions,
-            max_k |min(lambda_k, (G lambda - b)_k)| for unit rows, relative to the largest
-            deficit, margin or ``scale``; before any correction in parameter space. When
-            infeasible, |N^T y| / (b^T y) of the certificate instead: small means proven
-            infeasible, anything else that rounding left the question open. Infinite for a zero
-            row with a margin above zero, and for input that is not finite.
-    """
-
-    multipliers: jax.Array
-    feasible: jax.Array
-    residual: jax.Array
 
 
 class ConeProjection(NamedTuple):
@@ -62,91 +49,7 @@ class ConeProjection(NamedTuple):
     multipliers: jax.Array
     feasible: jax.Array
     residual: jax.Array
-
-
-def solve_cone_dual(
-    gram: ArrayLike,
-    deficit: ArrayLike,
-    mask: ArrayLike | None = None,
-    *,
-    margins: ArrayLike | None = None,
-    scale: ArrayLike | None = None,
-) -> ConeSolution:
-    """Solves min_{lambda >= 0} 1/2 lambda^T G lambda - b^T lambda from inner products alone.
-
-    Rows are scaled to unit norm, so that gradients of very different sizes share a cone. Masked
-    rows may hold NaN. A zero row (G_kk = 0) asks 0 >= m_k: with a deficit above zero nothing is
-    admissible, otherwise it says nothing. The derivative (jvp and vjp, of any order) is that of
-    the equations of the binding rows, S = {lambda > G lambda - b}; at points where a row is about
-    to bind it is one of the one-sided derivatives.
-
-    What counts as infeasible is what rounding can tell: no solution verified to sqrt(eps) of the
-    largest deficit (3e-4 in float32, 1e-8 in float64), or none nearer than eps^(-3/8) times the
-    largest of deficits, margins and ``scale`` (400 and 7e5).
-
-    Args:
-        gram: G = N N^T, [K, K].
-        deficit: b = m - N g, [K]; above zero where g violates a row.
-        mask: bool [K], True for rows that count. Default: all.
-        margins: m [K] or a scalar, if known. Where no margin is above zero, u = 0 is admissible
-            and ``feasible`` is True without asking rounding.
-        scale: |g|, or any size that N g / |N_k| was computed at, if known. Deficits below
-            rounding at that size are then taken for zero, so that a projected update projects
-            onto itself.
-
-    Returns:
-        A ``ConeSolution``; finite for finite input.
-
-    Raises:
-        ValueError: if shapes do not fit.
-    """
-    gram, deficit = _floating(gram), _floating(deficit)
-    dtype = jnp.promote_types(gram.dtype, deficit.dtype)
-    gram, deficit = gram.astype(dtype), deficit.astype(dtype)
-    if deficit.ndim != 1 or gram.shape != (deficit.shape[0], deficit.shape[0]):
-        raise ValueError(
-            f"gram {gram.shape} and deficit {deficit.shape} do not fit: pass one agent's [K, K] "
-            "and [K], and use jax.vmap for more."
-        )
-    size = deficit.shape[0]
-    mask = _mask(mask, size)
-    if size == 0:
-        return ConeSolution(deficit, jnp.asarray(True), jnp.zeros((), dtype))
-    if margins is None:
-        known, bounded = jnp.zeros((size,), dtype), jnp.asarray(False)
-    else:
-        known = jnp.where(mask, _margins(margins, size, dtype), 0.0)
-        bounded = jnp.all(known <= 0)
-    gram = jnp.where(mask[:, None] & mask[None, :], gram, 0.0)
-    deficit = jnp.where(mask, deficit, -1.0)
-    finite = jnp.all(jnp.isfinite(gram)) & jnp.all(jnp.isfinite(deficit))
-
-    squared = jnp.diagonal(gram)
-    present = mask & (squared >= jnp.finfo(dtype).tiny)
-    impossible = jnp.any(mask & ~present & (deficit > 0)) & ~bounded
-    # Any fixed scaling leaves lambda^T N as it is: its own derivative is no part of the answer.
-    inverse = jax.lax.stop_gradient(jnp.where(present, jnp.where(present, squared, 1.0) ** -0.5, 1))
-    both = present[:, None] & present[None, :]
-    identity = jnp.eye(size, dtype=dtype)
-    unit = jnp.where(both, gram * inverse[:, None] * inverse[None, :], identity)
-    depth = jnp.where(present & finite, deficit * inverse, 0.0)
-    largest = jax.lax.stop_gradient(jnp.max(depth))
-    largest = jnp.where(largest > 0, largest, 1.0)
-    magnitude = jnp.max(jnp.where(present, jnp.abs(known) * inverse, 0.0))
-    if scale is not None:
-        magnitude = jnp.maximum(magnitude, jnp.abs(jnp.asarray(scale, dtype)))
-    rounding = jnp.maximum(1.0, jax.lax.stop_gradient(magnitude) / largest)
-    depth = jnp.where(present & finite, depth / largest, -1.0)
-    unit = jnp.where(finite, unit, identity)
-
-    solution = _solve_scaled(
-        jax.lax.stop_gradient(unit), jax.lax.stop_gradient(depth), rounding, bounded
-    )
-    feasible = solution.feasible & ~impossible & finite
-    scaled = jnp.where(feasible, solution.multipliers, 0.0)
-    scaled = _differentiable_multipliers(unit, depth, scaled)
-    residual = jnp.where(impossible | ~finite, jnp.inf, solution.residual)
-    return ConeSolution(scaled * (largest * inverse), feasible, residual)
+    violation: jax.Array
 
 
 def cone_projection(
@@ -154,13 +57,17 @@ def cone_projection(
     normals: ArrayLike,
     margins: ArrayLike = 0.0,
     mask: ArrayLike | None = None,
+    *,
+    prices: ArrayLike | None = None,
+    policy: Policy = "drop",
 ) -> ConeProjection:
     """Projects g onto {u : N u >= m} and says how that went: ``project_onto_cone`` with a report.
 
-    See ``project_onto_cone`` for arguments and guarantees. ``feasible`` and ``residual`` are
-    those of ``ConeSolution``.
+    See ``project_onto_cone`` for arguments and guarantees. ``feasible``, ``residual`` and
+    ``violation`` are those of ``ConeSolution``; N u >= m - violation to rounding unless the update
+    was dropped.
     """
-    g, normals = _floating(g), _floating(normals)
+    g, normals = floating(g), floating(normals)
     dtype = jnp.promote_types(g.dtype, normals.dtype)
     g, normals = g.astype(dtype), normals.astype(dtype)
     if g.ndim != 1 or normals.ndim != 2 or normals.shape[1] != g.shape[0]:
@@ -169,34 +76,49 @@ def cone_projection(
             "[K, D], and use jax.vmap for more."
         )
     size = normals.shape[0]
-    mask = _mask(mask, size)
-    margins = jnp.where(mask, _margins(margins, size, dtype), 0.0)
+    mask = row_mask(mask, size)
+    margins = jnp.where(mask, per_row("margins", margins, size, dtype), 0.0)
     normals = jnp.where(mask[:, None], normals, 0.0)
     if size == 0:
-        return ConeProjection(g, margins, jnp.asarray(True), jnp.zeros((), dtype))
+        true = jnp.asarray(True)
+        return ConeProjection(g, margins, true, jnp.zeros((), dtype), margins)
 
     # Unit rows before the Gram matrix: squares of small gradients would vanish in float32.
     peak = jnp.max(jnp.abs(normals), axis=1)
     safe = jnp.where(peak > 0, peak, 1.0)
     norm = safe * jnp.linalg.norm(normals / safe[:, None], axis=1)
-    inverse = jax.lax.stop_gradient(jnp.where(peak > 0, 1.0 / norm, 1.0))
+    norm = jax.lax.stop_gradient(jnp.where(peak > 0, norm, 1.0))
+    inverse = 1.0 / norm
     rows, limits = normals * inverse[:, None], margins * inverse
     gram = matmul(rows, rows.T)
+    caps = None
+    if prices is not None:
+        caps = jnp.where(mask, per_row("prices", prices, size, dtype), jnp.inf)
+        caps = jnp.maximum(jnp.where(jnp.isinf(caps), caps, caps * norm), 0.0)
     solution = solve_cone_dual(
         gram,
         limits - matmul(rows, g),
         mask,
         margins=limits,
         scale=jnp.linalg.norm(jax.lax.stop_gradient(g)),
+        prices=caps,
+        policy=policy,
     )
+    kept = solution.feasible
+    if policy == "least_violation":
+        kept = jnp.isfinite(solution.residual)
     multipliers = solution.multipliers
     update = g + matmul(multipliers, rows)
-    change, drift = _correct(
-        *jax.lax.stop_gradient((gram, rows, limits, update, multipliers, solution.feasible))
+    change, drift = correct(
+        *jax.lax.stop_gradient(
+            (gram, rows, limits - solution.violation, caps, update, multipliers, kept)
+        )
     )
-    update = jnp.where(solution.feasible, update + drift, 0.0)
-    multipliers = jnp.maximum(multipliers + change, 0.0)
-    return ConeProjection(update, multipliers * inverse, solution.feasible, solution.residual)
+    update = jnp.where(kept, update + drift, 0.0)
+    multipliers = jnp.clip(multipliers + change, 0.0, caps) * inverse
+    return ConeProjection(
+        update, multipliers, solution.feasible, solution.residual, solution.violation * norm
+    )
 
 
 def project_onto_cone(
@@ -204,6 +126,9 @@ def project_onto_cone(
     normals: ArrayLike,
     margins: ArrayLike = 0.0,
     mask: ArrayLike | None = None,
+    *,
+    prices: ArrayLike | None = None,
+    policy: Policy = "drop",
 ) -> tuple[jax.Array, jax.Array]:
     """The admissible update nearest to g: argmin |u - g|^2 subject to N u >= m.
 
@@ -211,9 +136,15 @@ def project_onto_cone(
     measures m - N u on the binding rows in parameter space, where nearly dependent rows lose
     fewer digits than in the Gram matrix.
 
-    If no update is admissible (possible only with a margin above zero, or when rounding leaves
-    it open) the update is dropped: u = 0 and lambda = 0. ``cone_projection`` returns the
-    same two and the flag that tells a dropped update from one that is zero.
+    A row with a finite price tau_k need not hold: min 1/2 |u - g|^2 + sum_k tau_k xi_k subject to
+    N u >= m - xi, xi >= 0, whose dual is the same with lambda_k <= tau_k. It is kept exactly as
+    long as its multiplier stays below tau_k.
+
+    If no update is admissible (possible only with a margin above zero on a row without a price,
+    or when rounding leaves it open) the update is dropped: u = 0 and lambda = 0. With
+    ``policy="least_violation"`` g is projected onto {N u >= m - v*} instead, v* the smallest
+    violations that leave something admissible: argmin |v / |N_k||^2. ``cone_projection`` returns
+    the same two, v* and the flag that tells these cases from an ordinary one.
 
     Safe under jit, vmap, jvp and vjp. Relative error of u against a float64 quadratic program:
     about 1e-6 in float32 and 1e-12 in float64 for well-conditioned, duplicate, opposing and zero
@@ -225,90 +156,18 @@ def project_onto_cone(
         normals: rows N [K, D]; masked rows may hold NaN.
         margins: m, [K] or a scalar, in units of <u, N_k>.
         mask: bool [K], True for rows that count. Default: all.
+        prices: tau, [K] or a scalar, in units of lambda; infinite for a row that must hold. Rows
+            with a price of zero or less do not count. Default: all infinite.
+        policy: "drop" or "least_violation".
 
     Returns:
-        (u [D], lambda [K]), with lambda >= 0.
+        (u [D], lambda [K]), with 0 <= lambda <= tau.
 
     Raises:
-        ValueError: if shapes do not fit.
+        ValueError: if shapes do not fit, or for an unknown policy.
     """
-    projection = cone_projection(g, normals, margins, mask)
+    projection = cone_projection(g, normals, margins, mask, prices=prices, policy=policy)
     return projection.update, projection.multipliers
-
-
-def _solve_scaled(
-    gram: jax.Array, deficit: jax.Array, rounding: jax.Array, bounded: jax.Array
-) -> ConeSolution:
-    """``solve_cone_dual`` in scaled units; ``rounding`` is the size deficits were computed at."""
-    if deficit.shape[0] == 1:
-        return ConeSolution(
-            jnp.maximum(deficit, 0.0), jnp.asarray(True), jnp.zeros((), deficit.dtype)
-        )
-    epsilon = float(jnp.finfo(gram.dtype).eps)
-    tolerance = 4.0 * epsilon * rounding
-    # An answer farther away than 1 / sqrt(threshold) largest deficits is as good as none.
-    threshold = epsilon**0.75
-
-    def verified(multipliers: jax.Array) -> tuple[jax.Array, jax.Array]:
-        residual = solvers.natural_residual(gram, deficit, multipliers)
-        allowed = 8.0 * tolerance * jnp.maximum(1.0, jnp.max(multipliers))
-        near = jnp.dot(deficit, multipliers) * threshold <= rounding**2
-        most = jnp.maximum(epsilon**0.5, 8.0 * tolerance)
-        return residual, (residual <= jnp.minimum(allowed, most)) & (near | bounded)
-
-    start = deficit > tolerance
-    pivoted = solvers.block_pivoting(gram, deficit, tolerance, start, ~jnp.any(start))
-    residual, solved = verified(pivoted)
-
-    lift = jnp.where(bounded, 0.0, deficit)
-    balance = (1.0 + lift**2) ** -0.5
-    lifted = (gram + lift[:, None] * lift[None, :]) * balance[:, None] * balance[None, :]
-    ray = balance * solvers.interior_point(lifted, balance * deficit, solved)
-    gain = jnp.dot(deficit, ray)
-    rho = jnp.where(bounded, 1.0, 1.0 - gain)
-    inner = ray / jnp.maximum(rho, threshold)
-    better = ~solved & (solvers.natural_residual(gram, deficit, inner) < residual)
-    multipliers = solvers.refine(gram, deficit, jnp.where(better, inner, pivoted))
-    residual, solved = verified(multipliers)
-
-    feasible = solved | bounded
-    length = jnp.sqrt(jnp.maximum(jnp.dot(ray, matmul(gram, ray)), 0.0))
-    certificate = jnp.where(gain > 0, length / jnp.where(gain > 0, gain, 1.0), jnp.inf)
-    return ConeSolution(
-        jnp.where(feasible, multipliers, 0.0),
-        feasible,
-        jnp.where(feasible, residual / rounding, certificate),
-    )
-
-
-@jax.custom_jvp
-def _differentiable_multipliers(
-    gram: jax.Array, deficit: jax.Array, multipliers: jax.Array
-) -> jax.Array:
-    """Returns ``multipliers``, with the derivative of G_SS lambda_S = b_S attached."""
-    return multipliers
-
-
-@_differentiable_multipliers.defjvp
-def _multipliers_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-    gram, deficit, _ = primals
-    gram_dot, deficit_dot, _ = tangents
-    multipliers = _differentiable_multipliers(*primals)
-    active = (multipliers > 0) & (multipliers > matmul(gram, multipliers) - deficit)
-    solve = _refined_solver(gram, active)
-    return multipliers, solve(deficit_dot - matmul(gram_dot, multipliers))
-
-
-def _refined_solver(gram: jax.Array, active: jax.Array) -> Any:
-    """The pseudo-inverse of G_SS on consistent right sides, as a linear map."""
-    ridge = solvers.smallest_ridge(gram.dtype) * gram.shape[0] ** 0.5
-    solve = solvers.restricted_solver(gram, active, ridge)
-
-    def refined(right: jax.Array) -> jax.Array:
-        result = solve(right)
-        return result + solve(right - matmul(gram, result))
-
-    return refined
 
 
 class _Correction(NamedTuple):
@@ -318,15 +177,16 @@ class _Correction(NamedTuple):
     done: jax.Array
 
 
-def _correct(
+def correct(
     gram: jax.Array,
     rows: jax.Array,
     limits: jax.Array,
+    caps: jax.Array | None,
     update: jax.Array,
     multipliers: jax.Array,
-    feasible: jax.Array,
+    kept: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """What to add to the multipliers and the update so that S = {lambda > N u - m} holds exactly.
+    """What to add to the multipliers and the update so that the free rows hold exactly.
 
     One or a few active-set steps with residuals measured in parameter space; none where the
     residual is at rounding already, since a singular G_SS would only amplify noise.
@@ -340,48 +200,27 @@ def _correct(
     def correct(state: _Correction) -> _Correction:
         value = multipliers + state.change
         missing = limits - matmul(rows, update + state.drift)
-        active = value > -missing
-        needed = jnp.max(jnp.where(active, jnp.abs(missing), 0.0)) > enough
-        step = _refined_solver(gram, active)(missing)
+        free = solvers.free_rows(value, -missing, caps)
+        needed = jnp.max(jnp.where(free, jnp.abs(missing), 0.0)) > enough
+        step = refined_solver(gram, free)(missing)
         # Shortened, not clipped: multipliers of dependent rows may move far along G_SS x = 0,
         # which leaves the update alone only as long as they move together.
         falling = step < 0
         room = jnp.where(falling, value / jnp.where(falling, -step, 1.0), 1.0)
+        if caps is not None:
+            rising = step > 0
+            above = (caps - value) / jnp.where(rising, step, 1.0)
+            room = jnp.minimum(room, jnp.where(rising, above, 1.0))
         step = jnp.minimum(1.0, jnp.min(room)) * step
         usable = needed & jnp.all(jnp.isfinite(step))
         step = jnp.where(usable, step, 0.0)
         return _Correction(
-            jnp.maximum(value + step, 0.0) - multipliers,
+            jnp.clip(value + step, 0.0, caps) - multipliers,
             state.drift + matmul(step, rows),
             state.step + 1,
             ~usable,
         )
 
-    start = _Correction(
-        jnp.zeros_like(multipliers), jnp.zeros_like(update), jnp.asarray(0), ~feasible
-    )
+    start = _Correction(jnp.zeros_like(multipliers), jnp.zeros_like(update), jnp.asarray(0), ~kept)
     state = jax.lax.while_loop(unfinished, correct, start)
     return state.change, state.drift
-
-
-def _floating(value: ArrayLike) -> jax.Array:
-    array = jnp.asarray(value)
-    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
-
-
-def _mask(mask: ArrayLike | None, size: int) -> jax.Array:
-    if mask is None:
-        return jnp.ones((size,), bool)
-    mask = jnp.asarray(mask)
-    if mask.shape != (size,):
-        raise ValueError(f"mask {mask.shape} does not fit {size} rows: pass bool [{size}].")
-    return mask.astype(bool)
-
-
-def _margins(margins: ArrayLike, size: int, dtype: Any) -> jax.Array:
-    margins = jnp.asarray(margins, dtype)
-    if margins.ndim > 1 or (margins.ndim == 1 and margins.shape[0] != size):
-        raise ValueError(
-            f"margins {margins.shape} do not fit {size} rows: pass a scalar or [{size}]."
-        )
-    return jnp.broadcast_to(margins, (size,))

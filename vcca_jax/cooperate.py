@@ -11,10 +11,13 @@ import optax
 from vcca_jax import screening
 from vcca_jax.contribution import Estimator, aumann_shapley
 from vcca_jax.gradients import Method, agent_gradients
+from vcca_jax.metric import Metric
+from vcca_jax.profiles import ValueProfiles
+from vcca_jax.rows import Rows, streamed_rows
 from vcca_jax.screening import Screen, ScreenReport
 from vcca_jax.trainer import ExampleLoss, Params, Trainer, where_live
 from vcca_jax.utility import one_step_utility
-from vcca_jax.values import ValueProfiles, Values
+from vcca_jax.values import Values
 from vcca_jax.virtual_batch import VirtualBatch
 
 
@@ -51,6 +54,7 @@ class CooperateInfo(NamedTuple):
     Attributes:
         loss: scalar, mean training loss of the batch before the step.
         value_losses: [M], before the step.
+        value_changes: [M], what the step really did to them, in the same context.
         report: of the screen.
         present: [A] bool, agents with a sample in the batch.
         credits: [A], this step's. With the screen outside, exactly 0 for an agent that was absent
@@ -63,6 +67,7 @@ class CooperateInfo(NamedTuple):
 
     loss: jax.Array
     value_losses: jax.Array
+    value_changes: jax.Array
     report: ScreenReport
     present: jax.Array
     credits: jax.Array
@@ -81,6 +86,8 @@ def cooperate(
     screen_inside: bool = False,
     estimator: Estimator | None = None,
     method: Method = "linearized",
+    metric: Metric | None = None,
+    stream_values: bool = False,
 ) -> Trainer:
     """Trainer of a value-constrained cooperative.
 
@@ -91,7 +98,8 @@ def cooperate(
     Args:
         loss_fn: per-example loss.
         optimizer: any optax optimizer. Admissibility is promised for the direction it is given:
-            with plain SGD that is the update's own direction.
+            with plain SGD that is the update's own direction. Wrapped by ``keep_admissible`` it is
+            promised for what is applied, and verified.
         validation_loss: ``validation_loss(params) -> scalar``, on data that no agent trains on;
             the utility is its negative.
         values: the value losses.
@@ -101,6 +109,9 @@ def cooperate(
         estimator: ``estimator(utility, weights, key=key) -> [A]``; ``aumann_shapley`` with 4
             nodes by default, which suffice for the short way of one step.
         method: form of the agent gradients.
+        metric: screens in the metric of the optimizer, such as ``adam_metric()``; it takes one
+            more backward pass.
+        stream_values: never hold the M value gradients at once; see ``streamed_rows``.
     """
     screen = screening.screen("project", scope="own") if screen is None else screen
     estimator = partial(aumann_shapley, nodes=4) if estimator is None else estimator
@@ -115,7 +126,7 @@ def cooperate(
         return CooperateState(
             params=params,
             optimizer_state=optimizer.init(params),
-            profiles=ValueProfiles(*(jnp.asarray(field) for field in profiles)),
+            profiles=jax.tree.map(jnp.asarray, profiles),
             context=context,
             credits=jnp.zeros(profiles.mask.shape[0]),
             carry_over=jnp.zeros(()),
@@ -126,9 +137,30 @@ def cooperate(
     def step(state: CooperateState, batch: VirtualBatch) -> tuple[CooperateState, CooperateInfo]:
         params = state.params
         gradients = agent_gradients(loss_fn, params, batch, method=method)
-        value_losses, rows = values.gradients(params, state.context)
-        screened, report = screen(gradients, rows, state.profiles)
-        updates, optimizer_state = optimizer.update(screened.sum(), state.optimizer_state, params)
+        if stream_values:
+            value_losses = values.losses(params, state.context)
+            rows: Params | Rows = streamed_rows(values, params, state.context)
+        else:
+            value_losses, rows = values.gradients(params, state.context)
+        screen_now = screen
+        if metric is not None:
+            diagonal = metric(state.optimizer_state, gradients.sum())
+            screen_now = partial(screen, metric=diagonal)
+        screened, report = screen_now(gradients, rows, state.profiles)
+        update = partial(
+            optax.with_extra_args_support(optimizer).update,
+            state=state.optimizer_state,
+            params=params,
+            value_gradients=rows,
+            profiles=state.profiles,
+            active=batch.active,
+            context=state.context,
+        )
+        # Outside, whose term is nothing needs no valuing: its credit is 0 by construction.
+        members = batch.active if screen_inside else screened.present
+        weights = members.astype(state.credits.dtype)
+        # Weighed as the grand coalition is, so that the compiler finds one backward pass, not two.
+        updates, optimizer_state = update(screened.sum(None if screen_inside else weights))
 
         utility = one_step_utility(
             params,
@@ -136,18 +168,14 @@ def cooperate(
             gradients if screen_inside else screened,
             optimizer,
             validation_loss,
-            screen=screen if screen_inside else None,
+            screen=screen_now if screen_inside else None,
             value_gradients=rows,
             profiles=state.profiles,
+            context=state.context,
         )
-        # Outside, whose term is nothing needs no valuing: its credit is 0 by construction.
-        members = batch.active if screen_inside else screened.present
-        weights = members.astype(state.credits.dtype)
         credits = estimator(utility, weights, key=jax.random.fold_in(state.key, state.step))
         moved = optax.apply_updates(params, updates)
-        idle, _ = optimizer.update(
-            jax.tree.map(jnp.zeros_like, updates), state.optimizer_state, params
-        )
+        idle, _ = update(jax.tree.map(jnp.zeros_like, updates))
         drifted = optax.apply_updates(params, idle)
         before, nobody, everybody = jax.vmap(validation_loss)(
             jax.tree.map(lambda *leaves: jnp.stack(leaves), params, drifted, moved)
@@ -158,6 +186,7 @@ def cooperate(
         info = CooperateInfo(
             loss=gradients.losses.sum(),
             value_losses=value_losses,
+            value_changes=values.losses(moved, state.context) - value_losses,
             report=report,
             present=gradients.present,
             credits=credits,

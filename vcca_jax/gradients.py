@@ -5,7 +5,7 @@ With per-example losses l_s, owners a(s) and B live samples,
     g_i = (1/B) sum_{s: a(s)=i} grad l_s,        g = sum_i g_i.
 
 Parts are summed, never averaged, so g is the gradient of the pooled batch. What comes after needs
-only three actions on (g_1, ..., g_A); ``agent_gradients`` offers them in three forms that give the
+only a few actions on (g_1, ..., g_A); ``agent_gradients`` offers them in three forms that give the
 same numbers:
 
     linearized   one forward jvp for ``dot``, one vjp for ``sum``: time and memory free of A.
@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from vcca_jax.rows import rows_combination, rows_dot, tree_dot, weighted
 from vcca_jax.trainer import ExampleLoss, Params, live_count
 from vcca_jax.virtual_batch import VirtualBatch, Visits, present, visits
 
@@ -33,7 +34,10 @@ class AgentGradients(NamedTuple):
     Attributes:
         dot: ``dot(direction) -> [A]``, the inner products <g_i, direction>.
         sum: ``sum(weights=None) -> params``, sum_i w_i g_i; all ones by default.
-        stack: ``stack() -> params with a leading [A]``. The other two never need its memory.
+        stack: ``stack() -> params with a leading [A]``. The others never need its memory.
+        squared_norms: ``squared_norms(weights=None) -> [A]``, sum_d weights_d g_id^2 for a
+            diagonal like the parameters (ones by default): one backward pass a visit, one
+            gradient held at a time.
         losses: [A], each agent's additive part of the batch's mean loss.
         present: [A] bool, agents with a live sample in the batch; the others have g_i = 0.
         active: [A] bool, members of the cooperative.
@@ -42,6 +46,7 @@ class AgentGradients(NamedTuple):
     dot: Callable[[Params], jax.Array]
     sum: Callable[..., Params]
     stack: Callable[[], Params]
+    squared_norms: Callable[..., jax.Array]
     losses: jax.Array
     present: jax.Array
     active: jax.Array
@@ -80,73 +85,34 @@ def agent_gradients(
     raise ValueError(f"method={method!r} must be 'linearized', 'scanned' or 'stacked'")
 
 
-def affine(
-    gradients: AgentGradients, scale: jax.Array, coefficients: jax.Array, rows: Params
+def from_stack(
+    stack: Params, losses: jax.Array, present: jax.Array, active: jax.Array
 ) -> AgentGradients:
-    """The operator h_i = scale_i g_i + sum_m coefficients_im rows_m, still matrix-free.
+    """The operator of gradients held at once: a pytree like the parameters with a leading [A].
 
-    Every screen is of this form: a projection adds multiples of value gradients, a rejection
-    scales by 0 or 1. It costs the operator beneath and a product of rank M more.
-
-    Args:
-        gradients: (g_1, ..., g_A).
-        scale: [A].
-        coefficients: [A, M].
-        rows: params with a leading [M].
+    See ``AgentGradients`` for the other three, each [A].
     """
 
-    def dot(direction: Params) -> jax.Array:
-        return scale * gradients.dot(direction) + coefficients @ rows_dot(rows, direction)
-
     def total(weights: jax.Array | None = None) -> Params:
-        weights = jnp.ones_like(scale) if weights is None else weights
-        beneath = gradients.sum(weights * scale)
-        return jax.tree.map(
-            jnp.add, beneath, rows_combination(rows, (weights[None, :] @ coefficients)[0])
-        )
+        return rows_combination(stack, jnp.ones(active.shape) if weights is None else weights)
 
-    def stack() -> Params:
-        return jax.tree.map(
-            lambda g, n: (
-                g * scale.reshape((-1,) + (1,) * (g.ndim - 1)).astype(g.dtype)
-                + jnp.tensordot(coefficients.astype(n.dtype), n, 1)
-            ),
-            gradients.stack(),
-            rows,
-        )
+    def squared_norms(weights: Params | None = None) -> jax.Array:
+        return jax.vmap(lambda g: tree_dot(g, weighted(g, weights)))(stack)
 
-    return gradients._replace(dot=dot, sum=total, stack=stack)
+    return AgentGradients(
+        dot=lambda direction: rows_dot(stack, direction),
+        sum=total,
+        stack=lambda: stack,
+        squared_norms=squared_norms,
+        losses=losses,
+        present=present,
+        active=active,
+    )
 
 
 def agent_norms(gradients: AgentGradients) -> jax.Array:
-    """[A], the Euclidean norms |g_i|; forms the stack, so O(A D) memory."""
-    squares = [
-        jnp.sum(jnp.square(leaf), axis=tuple(range(1, leaf.ndim)))
-        for leaf in jax.tree.leaves(gradients.stack())
-    ]
-    return jnp.sqrt(jnp.sum(jnp.stack(squares), axis=0))
-
-
-def tree_dot(left: Params, right: Params) -> jax.Array:
-    """Inner product of two pytrees of one structure."""
-    return jax.tree.reduce(jnp.add, jax.tree.map(jnp.vdot, left, right))
-
-
-def rows_dot(rows: Params, direction: Params) -> jax.Array:
-    """[M], inner products of stacked rows (leading [M]) with a direction."""
-    products = jax.tree.map(lambda n, d: n.reshape(n.shape[0], -1) @ d.reshape(-1), rows, direction)
-    return jax.tree.reduce(jnp.add, products)
-
-
-def rows_gram(rows: Params) -> jax.Array:
-    """[M, M], inner products of stacked rows with each other."""
-    products = jax.tree.map(lambda n: n.reshape(n.shape[0], -1) @ n.reshape(n.shape[0], -1).T, rows)
-    return jax.tree.reduce(jnp.add, products)
-
-
-def rows_combination(rows: Params, coefficients: jax.Array) -> Params:
-    """sum_m coefficients_m rows_m."""
-    return jax.tree.map(lambda n: jnp.tensordot(coefficients.astype(n.dtype), n, 1), rows)
+    """[A], the Euclidean norms |g_i|, of a changed operator to rounding: never negative."""
+    return jnp.sqrt(jnp.maximum(gradients.squared_norms(), 0))
 
 
 def _example_losses(
@@ -190,6 +156,7 @@ def _linearized(
         dot=dot,
         sum=total,
         stack=lambda: _stack(loss_fn, params, batch, samples_per_visit),
+        squared_norms=_squared_norms(loss_fn, params, batch, samples_per_visit),
         losses=_agent_sum(losses, batch.owners, capacity),
         present=present(batch),
         active=batch.active,
@@ -199,13 +166,8 @@ def _linearized(
 def _stacked(
     loss_fn: ExampleLoss, params: Params, batch: VirtualBatch, samples_per_visit: int | None
 ) -> AgentGradients:
-    stack = _stack(loss_fn, params, batch, samples_per_visit)
-    return AgentGradients(
-        dot=lambda direction: rows_dot(stack, direction),
-        sum=lambda weights=None: rows_combination(
-            stack, jnp.ones(batch.active.shape) if weights is None else weights
-        ),
-        stack=lambda: stack,
+    return from_stack(
+        _stack(loss_fn, params, batch, samples_per_visit),
         losses=_losses(loss_fn, params, batch),
         present=present(batch),
         active=batch.active,
@@ -247,7 +209,13 @@ def _scanned(
         return jax.lax.scan(visit, zeros, plan)[0]
 
     return AgentGradients(
-        dot, total, stack, _losses(loss_fn, params, batch), present(batch), batch.active
+        dot=dot,
+        sum=total,
+        stack=stack,
+        squared_norms=_squared_norms(loss_fn, params, batch, samples_per_visit),
+        losses=_losses(loss_fn, params, batch),
+        present=present(batch),
+        active=batch.active,
     )
 
 
@@ -258,6 +226,35 @@ def _stack(
     each = jax.vmap(_visit_gradient(loss_fn, params, batch))(plan)
     capacity = batch.active.shape[0]
     return jax.tree.map(lambda g: _agent_sum(g, plan.agents, capacity), each)
+
+
+def _squared_norms(
+    loss_fn: ExampleLoss, params: Params, batch: VirtualBatch, samples_per_visit: int | None
+) -> Callable[..., jax.Array]:
+    """A scan over visits that holds the visited agent's gradient so far, and nothing else."""
+    gradient, capacity = _visit_gradient(loss_fn, params, batch), batch.active.shape[0]
+
+    def squared_norms(weights: Params | None = None) -> jax.Array:
+        def visit(
+            carried: tuple[Params, jax.Array, jax.Array], each: Visits
+        ) -> tuple[tuple[Params, jax.Array, jax.Array], None]:
+            so_far, agent, norms = carried
+            again = each.agents == agent
+            whole = jax.tree.map(
+                lambda before, new: jnp.where(again, before, 0) + new, so_far, gradient(each)
+            )
+            # An agent's visits follow each other, and the last one writes what stands.
+            slot = jnp.where(each.mask.any(), each.agents, capacity)
+            square = tree_dot(whole, weighted(whole, weights)).astype(norms.dtype)
+            return (whole, each.agents, norms.at[slot].set(square, mode="drop")), None
+
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        norms = jnp.zeros(capacity, jax.eval_shape(tree_dot, params, params).dtype)
+        plan = visits(batch, samples_per_visit)
+        start = (zeros, jnp.asarray(-1, plan.agents.dtype), norms)
+        return jax.lax.scan(visit, start, plan)[0][2]
+
+    return squared_norms
 
 
 def _visit_gradient(

@@ -7,206 +7,304 @@ operator, one [M, M] Gram matrix and A small programs.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from vcca_jax.cones import solve_cone_dual
-from vcca_jax.gradients import AgentGradients, affine, agent_norms, rows_gram
+from vcca_jax.admissibility import (
+    Judge,
+    Policy,
+    Rule,
+    ScreenMethod,
+    Verdict,
+    beyond_limits,
+    by_value,
+    free_of_all,
+    gaps,
+    intersection,
+    judge,
+    own_rules,
+)
+from vcca_jax.gradients import AgentGradients
+from vcca_jax.operators import affine, inner_products
+from vcca_jax.profiles import ValueProfiles
+from vcca_jax.rows import Rows, as_rows, product_weights, tree_dot, weighted
+from vcca_jax.screen_report import ScreenReport
 from vcca_jax.trainer import Params
-from vcca_jax.values import ValueProfiles
 
-Scope = Literal["own", "everyone"]
-ScreenMethod = Literal["project", "reject", "shrink"]
-
-
-class ScreenReport(NamedTuple):
-    """What a screen did to each agent's update.
-
-    Only agents with a sample in the batch are screened; the others' entries are false or 0.
-
-    Attributes:
-        admissible: [A] bool, the update met its constraints as it came.
-        feasible: [A] bool, some admissible update could be made of it; where false it was dropped
-            whole (becomes 0).
-        conflicts: [A, M] bool, the update violated a constraint on this value.
-        coefficients: [A, M], multiples of the value gradients that were added. Under "project" the
-            size is the multiplier, the price of the value; positive where it is protected.
-        removed_norm: [A], |g~_i - g_i|. Where an update was shrunk or dropped it takes measured
-            norms, and is 0 without them.
-        norm: [A], |g_i|; 0 unless the screen measures norms.
-    """
-
-    admissible: jax.Array
-    feasible: jax.Array
-    conflicts: jax.Array
-    coefficients: jax.Array
-    removed_norm: jax.Array
-    norm: jax.Array
+Scope = Literal["own", "everyone", "weighted"]
+Screen = Callable[..., tuple[AgentGradients, ScreenReport]]
+"""``screen(gradients, value_gradients, profiles)``; ours take ``metric=`` besides."""
 
 
-Screen = Callable[[AgentGradients, Params, ValueProfiles], tuple[AgentGradients, ScreenReport]]
+class _Geometry(NamedTuple):
+    """Inner products in each of the P parts of the parameters that some profile leaves free."""
 
-
-class _Constraints(NamedTuple):
-    """What governs each agent: [A, K] arrays like ``ValueProfiles``, and their inner products."""
-
-    value: jax.Array
-    sign: jax.Array
-    margin: jax.Array
-    mask: jax.Array
-    products: jax.Array
-    gram: jax.Array
+    kept: Params | None  # [P] in each leaf, 1 where the part keeps it; None: P = 1, everything
+    pattern: jax.Array  # [A], the part that a principal leaves free
+    say: jax.Array  # [A], the principals' weights, sum 1
+    share: jax.Array  # [P, A], how much of g_i each part holds before anything else is decided
+    products: jax.Array  # [P, A, M]
+    gram: jax.Array  # [P, M, M]
+    squares: jax.Array  # [P, A]; zeros unless measured
 
 
 def screen(
     method: ScreenMethod = "project",
     *,
     scope: Scope = "own",
+    policy: Policy = "drop",
     measure_norms: bool = False,
 ) -> Screen:
     """Make a screen.
 
-    With C_i the cone that governs agent i (value gradients N, margins m):
+    With C_i the set of updates that governs agent i (value gradients N, margins m, limits):
 
-        project   g~_i = argmin_{u in C_i} |u - g_i|^2 = g_i + N^T lambda_i
+        project   g~_i = argmin_{u in C_i} |u - g_i|^2
         reject    g~_i = g_i if it lies in C_i, else 0
         shrink    g~_i = s g_i with the largest s in [0, 1] that is admissible
 
-    An update for which no admissible one exists (margins that exclude each other; for shrink, no
-    such s) is dropped and reported, never NaN.
+    A frozen part is cut away first, under every method. A constraint with a price can be bought by
+    projection only; ``reject`` and ``shrink`` do not insist on it.
 
     Args:
         method: one of the three.
         scope: "own" screens agent i by principal i's profile; "everyone" by the intersection of
             all active principals' profiles, and then with margins >= 0 also the sum of the
             screened updates is admissible to everyone (a negative margin is an allowance that
-            every update may use up by itself). The paper's abstract does not settle which is
-            meant.
-        measure_norms: report the updates' norms, which takes the gradients' whole stack.
+            every update may use up by itself, and so are a norm and a radius). "weighted" is a
+            compromise: g~_i = sum_j w_j g~_ij / sum_j w_j, with g~_ij what principal j alone would
+            make of g_i and w_j ``ValueProfiles.weight``; it takes A^2 small programs, and is
+            admissible to a principal only as far as the others' weight is small. The paper's
+            abstract does not settle which is meant.
+        policy: what projection makes of an update for which no admissible one exists (margins that
+            exclude each other): "drop" it, or take the "least_violation": the nearest update of
+            those whose summed squared violation of the half-spaces, in units of length, is least.
+            The other methods drop it, and so does projection where limits are stated.
+        measure_norms: report the updates' norms, which takes one more backward pass over the
+            batch, agent by agent. Limits measure them anyway.
 
     Returns:
         A ``Screen``. Admissibility is a first-order promise about the direction handed to the
-        optimizer: under plain SGD it is the update's. An agent whose update was dropped is no
-        longer ``present`` in the result, so that no later screen makes it an update of value
-        gradients alone.
+        optimizer: under plain SGD it is the update's. With ``metric=``, a positive diagonal P like
+        the parameters, the screen works on P g_i instead: rows, products and norms are those of
+        the inner product a^T P b, so sum_i P g~_i is what is admissible. An agent whose update was
+        dropped is no longer ``present`` in the result, so that no later screen makes it an update
+        of value gradients alone. An update is never NaN where its input was finite.
 
     Raises:
-        ValueError: an unknown method or scope; by the screen, profiles of another number of
-            agents than the gradients.
+        ValueError: an unknown method, scope or policy; by the screen, profiles of another number
+            of agents than the gradients.
     """
-    methods = {"project": _project, "reject": _reject, "shrink": _shrink}
-    if method not in methods:
-        raise ValueError(f"method={method!r} must be one of {list(methods)}")
-    if scope not in ("own", "everyone"):
-        raise ValueError(f"scope={scope!r} must be 'own' or 'everyone'")
+    decide = judge(method, policy)
+    if scope not in ("own", "everyone", "weighted"):
+        raise ValueError(f"scope={scope!r} must be 'own', 'everyone' or 'weighted'")
 
     def apply(
-        gradients: AgentGradients, value_gradients: Params, profiles: ValueProfiles
+        gradients: AgentGradients,
+        value_gradients: Params | Rows,
+        profiles: ValueProfiles,
+        *,
+        metric: Params | None = None,
     ) -> tuple[AgentGradients, ScreenReport]:
-        rule = _governing(gradients, value_gradients, profiles, scope)
-        violated = rule.mask & (rule.products < rule.margin) & gradients.present[:, None]
-        admissible = gradients.present & ~violated.any(axis=1)
-        scale, multipliers, feasible = methods[method](rule, violated)
-        feasible = feasible & gradients.present
-        scale = jnp.where(feasible, scale, 0)
-        multipliers = jnp.where(feasible[:, None] & rule.mask, multipliers, 0)
-        values = jax.tree.leaves(value_gradients)[0].shape[0]
-        coefficients = _by_value(rule, multipliers * rule.sign, values)
-        norm = agent_norms(gradients) if measure_norms else jnp.zeros_like(scale)
-        added = jnp.einsum("ak,akl,al->a", multipliers, rule.gram, multipliers)
-        report = ScreenReport(
-            admissible=admissible,
-            feasible=feasible,
-            conflicts=_by_value(rule, violated.astype(jnp.int32), values) > 0,
-            coefficients=coefficients,
-            removed_norm=jnp.sqrt(jnp.maximum(added, 0)) + (1 - scale) * norm,
-            norm=norm,
+        rows, active, present = as_rows(value_gradients), gradients.active, gradients.present
+        profiles = jax.tree.map(jnp.asarray, profiles)
+        agents = active.shape[0]
+        if profiles.mask.shape[0] != agents:
+            raise ValueError(
+                f"profiles are of {profiles.mask.shape[0]} agents and the gradients of {agents};"
+                f" make them with value_profiles(..., capacity={agents})"
+            )
+        rules = own_rules(profiles, active)
+        together = intersection(rules, rows.size)
+        measured = measure_norms or profiles.limits is not None
+        space = _geometry(gradients, rows, profiles, scope, metric, measured)
+        verdict = _judged(decide, rules, together, space, scope)
+        stays = verdict.kept & present
+        scale = jnp.where(stays[None, :], verdict.scale, 0)
+        coefficients = jnp.where(stays[None, :, None], verdict.coefficients, 0)
+        screened = affine(gradients, scale, coefficients, rows, kept=space.kept)
+
+        met = jax.vmap(_standing, in_axes=(0 if scope == "own" else None, 0, 0, 0, 0))(
+            rules if scope == "own" else together,
+            _products(space, space.share, None),
+            _products(space, scale, coefficients),
+            jnp.einsum("pa,pmn->amn", space.share, space.gram),
+            (space.share * space.squares).sum(axis=0),
         )
-        screened = affine(gradients, scale, coefficients, value_gradients)
-        return screened._replace(present=feasible), report
+        norm = _norms(gradients, space, metric) if measured else jnp.zeros_like(scale[0])
+        mixed = scope == "weighted" and space.kept is not None
+        removed = partial(_removed_from_mixture, gradients, rows, metric) if mixed else _removed
+        report = ScreenReport(
+            admissible=met.admissible & present,
+            feasible=verdict.feasible & present,
+            dropped=~verdict.kept & present,
+            limited=verdict.limited & present,
+            conflicts=met.conflicts & present[:, None],
+            coefficients=coefficients.sum(axis=0),
+            violations=jnp.where(present[:, None], met.violations, 0),
+            scale=scale.sum(axis=0),
+            removed_norm=removed(space, scale, coefficients, norm),
+            norm=norm,
+            value_norms=jnp.sqrt(rows.each(lambda row: tree_dot(row, weighted(row, metric)))),
+        )
+        return screened._replace(present=stays), report
 
     return apply
 
 
-def _governing(
-    gradients: AgentGradients, value_gradients: Params, profiles: ValueProfiles, scope: Scope
-) -> _Constraints:
-    """Each agent's constraints and their inner products, computed once for the M values."""
-    value, sign, margin, mask = (jnp.asarray(field) for field in profiles)
-    agents = gradients.active.shape[0]
-    if mask.shape[0] != agents:
-        raise ValueError(
-            f"profiles are of {mask.shape[0]} agents and the gradients of {agents}; make them with"
-            f" value_profiles(..., capacity={agents})"
-        )
-    mask = mask & gradients.active[:, None]
-    count = jax.tree.leaves(value_gradients)[0].shape[0]
+class _Standing(NamedTuple):
+    """How an update stands towards a rule, before and after."""
+
+    admissible: jax.Array
+    conflicts: jax.Array  # [M]
+    violations: jax.Array  # [M]
+
+
+def _standing(
+    rule: Rule, before: jax.Array, after: jax.Array, gram: jax.Array, square: jax.Array
+) -> _Standing:
+    count = before.shape[0]
+    crossed = gaps(rule, before) > 0
+    beyond = beyond_limits(rule, before, gram, square)
+    return _Standing(
+        admissible=~crossed.any() & ~beyond,
+        conflicts=by_value(rule, crossed, count),
+        violations=jnp.maximum(by_value(rule, gaps(rule, after), count), 0),
+    )
+
+
+def _geometry(
+    gradients: AgentGradients,
+    rows: Rows,
+    profiles: ValueProfiles,
+    scope: Scope,
+    metric: Params | None,
+    measured: bool,
+) -> _Geometry:
+    """Inner products in every part that some profile leaves free; all of it if none is frozen."""
+    active = gradients.active
+    agents = active.shape[0]
+    say = active if profiles.weight is None else active * profiles.weight
+    say = say / jnp.maximum(say.sum(), jnp.finfo(jnp.float32).tiny)
+    if profiles.frozen is None:
+        kept, parts, pattern = None, [None], jnp.zeros(agents, jnp.int32)
+    else:
+        pattern = profiles.frozen.pattern
+        if scope == "everyone":
+            kept = jax.tree.map(lambda leaf: leaf[None], free_of_all(profiles.frozen, active))
+            pattern = jnp.zeros_like(pattern)
+        else:
+            kept = jax.tree.map(lambda leaf: 1.0 - leaf, profiles.frozen.leaves)
+        count = jax.tree.leaves(kept)[0].shape[0]
+        parts = [jax.tree.map(lambda leaf, p=p: leaf[p], kept) for p in range(count)]
+    weights = [product_weights(part, metric) for part in parts]
+    pairs = [inner_products(gradients, rows, each) for each in weights]
+    products = jnp.stack([product for product, _ in pairs])
+    chosen = (pattern[None, :] == jnp.arange(len(parts))[:, None]).astype(products.dtype)
+    heard = jnp.broadcast_to((chosen @ say.astype(products.dtype))[:, None], chosen.shape)
+    return _Geometry(
+        kept=kept,
+        pattern=pattern,
+        say=say.astype(products.dtype),
+        share=heard if scope == "weighted" else chosen,
+        products=products,
+        gram=jnp.stack([gram for _, gram in pairs]),
+        squares=jnp.stack([gradients.squared_norms(each) for each in weights])
+        if measured
+        else jnp.zeros(products.shape[:2], products.dtype),
+    )
+
+
+def _judged(decide: Judge, rules: Rule, together: Rule, space: _Geometry, scope: Scope) -> Verdict:
+    """The verdicts on A agents, with scale [P, A] and coefficients [P, A, M]."""
+    agents = jnp.arange(space.pattern.shape[0])
     if scope == "everyone":
-        value, sign, margin, mask = _union(value, sign, margin, mask, count)
-    products = jax.vmap(gradients.dot)(value_gradients).T
-    gram = rows_gram(value_gradients)
-    rows = jnp.arange(value.shape[0])[:, None]
-    signs = sign[:, :, None] * sign[:, None, :]
-    return _Constraints(
-        value=value,
-        sign=sign,
-        margin=margin.astype(products.dtype),
-        mask=mask,
-        products=sign * products[rows, value],
-        gram=signs * gram[value[:, :, None], value[:, None, :]],
-    )
-
-
-def _union(
-    value: jax.Array, sign: jax.Array, margin: jax.Array, mask: jax.Array, count: int
-) -> tuple[jax.Array, ...]:
-    """All principals' constraints as one profile of 2 M rows: the strictest margin of each."""
-    row = (value + jnp.where(sign > 0, 0, count)).ravel()
-    lowest = jnp.where(mask, margin, -jnp.inf).ravel()
-    strictest = jax.ops.segment_max(lowest, row, num_segments=2 * count)
-    stated = jnp.isfinite(strictest)
-    agents = value.shape[0]
-
-    def repeated(profile: jax.Array) -> jax.Array:
-        return jnp.broadcast_to(profile, (agents, 2 * count))
-
-    return (
-        repeated(jnp.tile(jnp.arange(count), 2)),
-        repeated(jnp.repeat(jnp.array([1.0, -1.0], sign.dtype), count)),
-        repeated(jnp.where(stated, strictest, 0)),
-        repeated(stated),
-    )
-
-
-def _project(rule: _Constraints, violated: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    del violated
-    solution = jax.vmap(
-        lambda gram, products, margin, mask: solve_cone_dual(
-            gram, margin - products, mask, margins=margin
+        verdict = jax.vmap(decide, in_axes=(None, 0, None, 0))(
+            together, space.products[0], space.gram[0], space.squares[0]
         )
-    )(rule.gram, rule.products, rule.margin, rule.mask)
-    return jnp.ones(rule.mask.shape[0]), solution.multipliers, solution.feasible
+    elif scope == "own":
+        verdict = jax.vmap(decide)(
+            rules,
+            space.products[space.pattern, agents],
+            space.gram[space.pattern],
+            space.squares[space.pattern, agents],
+        )
+    else:
+        return _compromise(decide, rules, space)
+    return verdict._replace(
+        scale=space.share * verdict.scale[None, :],
+        coefficients=space.share[:, :, None] * verdict.coefficients[None],
+    )
 
 
-def _reject(rule: _Constraints, violated: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    admissible = ~violated.any(axis=1)
-    return jnp.ones(admissible.shape), jnp.zeros(rule.products.shape), admissible
+def _compromise(decide: Judge, rules: Rule, space: _Geometry) -> Verdict:
+    """Every agent judged by every principal, and the results weighed."""
+
+    def by_principal(rule: Rule, pattern: jax.Array) -> Verdict:
+        return jax.vmap(decide, in_axes=(None, 0, None, 0))(
+            rule, space.products[pattern], space.gram[pattern], space.squares[pattern]
+        )
+
+    verdicts = jax.vmap(by_principal)(rules, space.pattern)  # leading [J, A]
+    heard = space.say > 0
+    count = space.share.shape[0]
+    chosen = space.say[None, :] * (space.pattern[None, :] == jnp.arange(count)[:, None])
+    return Verdict(
+        scale=chosen @ verdicts.scale,
+        coefficients=jnp.einsum("pj,jam->pam", chosen, verdicts.coefficients),
+        feasible=(verdicts.feasible | ~heard[:, None]).all(axis=0),
+        kept=(verdicts.kept & heard[:, None]).any(axis=0),
+        limited=(verdicts.limited & heard[:, None]).any(axis=0),
+    )
 
 
-def _shrink(rule: _Constraints, violated: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    # Scaling by s turns a product a into s a. A violated row with m <= 0 has a < m <= 0 and asks
-    # s <= m / a; a met row with m > 0 asks s >= m / a; a violated row with m > 0 cannot be met.
-    ratio = rule.margin / jnp.where(rule.products == 0, 1, rule.products)
-    positive = rule.mask & (rule.margin > 0)
-    most = jnp.min(jnp.where(violated & ~positive, ratio, 1), axis=1)
-    least = jnp.max(jnp.where(positive & ~violated, ratio, 0), axis=1)
-    feasible = ~(violated & positive).any(axis=1) & (least <= most)
-    return most, jnp.zeros(rule.products.shape), feasible
+def _products(space: _Geometry, scale: jax.Array, coefficients: jax.Array | None) -> jax.Array:
+    """[A, M], inner products with the values of sum_p k_p (scale_p g + coefficients_p V)."""
+    beneath = jnp.einsum("pa,pam->am", scale, space.products)
+    if coefficients is None:
+        return beneath
+    return beneath + jnp.einsum("pam,pmn->an", coefficients, space.gram)
 
 
-def _by_value(rule: _Constraints, entries: jax.Array, count: int) -> jax.Array:
-    """[A, K] entries of constraints summed into [A, M] of the values they speak of."""
-    rows = jnp.arange(entries.shape[0])[:, None]
-    return jnp.zeros((entries.shape[0], count), entries.dtype).at[rows, rule.value].add(entries)
+def _norms(gradients: AgentGradients, space: _Geometry, metric: Params | None) -> jax.Array:
+    """[A], |g_i| before anything is cut."""
+    squares = space.squares[0] if space.kept is None else gradients.squared_norms(metric)
+    return jnp.sqrt(jnp.maximum(squares, 0))
+
+
+def _removed(
+    space: _Geometry, scale: jax.Array, coefficients: jax.Array, norm: jax.Array
+) -> jax.Array:
+    """[A], |g~_i - g_i| where each agent's result lies in one part."""
+    s, c = scale.sum(axis=0), coefficients.sum(axis=0)
+    products = _products(space, space.share, None)
+    square = (space.share * space.squares).sum(axis=0)
+    added = jnp.einsum("am,pa,pmn,an->a", c, space.share, space.gram, c)
+    # Without norms (0 here) only what was added is known.
+    mixed = jnp.where(norm > 0, 2 * (s - 1) * (c * products).sum(axis=1), 0)
+    cut = jnp.square(norm) - square
+    return jnp.sqrt(jnp.maximum(added + mixed + jnp.square(1 - s) * square + cut, 0))
+
+
+def _removed_from_mixture(
+    gradients: AgentGradients,
+    rows: Rows,
+    metric: Params | None,
+    space: _Geometry,
+    scale: jax.Array,
+    coefficients: jax.Array,
+    norm: jax.Array,
+) -> jax.Array:
+    """[A], |g~_i - g_i| where a result may mix parts: the norm of the difference itself."""
+    difference = affine(
+        gradients,
+        jnp.concatenate([scale, -jnp.ones_like(scale[:1])]),
+        jnp.concatenate([coefficients, jnp.zeros_like(coefficients[:1])]),
+        rows,
+        kept=jax.tree.map(lambda leaf: jnp.append(leaf, 1.0), space.kept),
+    )
+    squares = jnp.maximum(difference.squared_norms(metric), 0)
+    return jnp.where(norm > 0, jnp.sqrt(squares), 0)

@@ -13,10 +13,13 @@ import jax.numpy as jnp
 import optax
 
 from vcca_jax.contribution import Utility
-from vcca_jax.gradients import AgentGradients, Method, affine, agent_gradients
+from vcca_jax.gradients import AgentGradients, Method, agent_gradients
+from vcca_jax.operators import affine
+from vcca_jax.profiles import ValueProfiles
+from vcca_jax.rows import Rows, as_rows
 from vcca_jax.screening import Screen
 from vcca_jax.trainer import ExampleLoss, Params, where_live
-from vcca_jax.values import ValueProfiles, Values
+from vcca_jax.values import Values
 from vcca_jax.virtual_batch import VirtualBatch
 
 
@@ -28,8 +31,9 @@ def one_step_utility(
     validation_loss: Callable[[Params], jax.Array],
     *,
     screen: Screen | None = None,
-    value_gradients: Params | None = None,
+    value_gradients: Params | Rows | None = None,
     profiles: ValueProfiles | None = None,
+    context: Any = None,
 ) -> Utility:
     """The worth of one step: v(w) = -L_val(theta (+) opt(sum_i w_i g~_i)).
 
@@ -51,8 +55,11 @@ def one_step_utility(
         optimizer: any optax optimizer.
         validation_loss: ``validation_loss(params) -> scalar``.
         screen: puts the screen inside; then ``value_gradients`` and ``profiles`` are needed.
-        value_gradients: params with a leading [M].
+        value_gradients: ``Rows``, or params with a leading [M]; an optimizer wrapped by
+            ``keep_admissible`` is given them, the profiles and the context too, and judges every
+            coalition's update by what all active principals allow.
         profiles: the principals'.
+        context: of the value losses.
 
     Raises:
         ValueError: a screen without value gradients or profiles.
@@ -67,7 +74,15 @@ def one_step_utility(
             coalition = _weighted(gradients, weights, value_gradients)
             screened, _ = screen(coalition, value_gradients, profiles)
             direction = screened.sum()
-        updates, _ = optimizer.update(direction, optimizer_state, params)
+        updates, _ = optax.with_extra_args_support(optimizer).update(
+            direction,
+            optimizer_state,
+            params,
+            value_gradients=value_gradients,
+            profiles=profiles,
+            active=gradients.active,
+            context=context,
+        )
         return -validation_loss(optax.apply_updates(params, updates))
 
     return utility
@@ -99,7 +114,8 @@ def training_utility(
         batches: the run's T batches, every field with a leading [T].
         validation_loss: ``validation_loss(params) -> scalar``.
         screen: optional; then ``values`` and ``profiles`` are needed.
-        values: the value losses.
+        values: the value losses; given without a screen they serve an optimizer that is wrapped by
+            ``keep_admissible``.
         profiles: the principals'.
         context: of the value losses, constant over the run.
         method: form of the agent gradients.
@@ -116,13 +132,21 @@ def training_utility(
         ) -> tuple[tuple[Params, Any], None]:
             at, state = carried
             gradients = agent_gradients(loss_fn, at, batch, method=method)
-            if screen is None or values is None or profiles is None:
+            rows = None if values is None else values.gradients(at, context)[1]
+            if screen is None or rows is None or profiles is None:
                 direction = gradients.sum(weights)
             else:
-                _, rows = values.gradients(at, context)
                 screened, _ = screen(_weighted(gradients, weights, rows), rows, profiles)
                 direction = screened.sum()
-            updates, fresh = optimizer.update(direction, state, at)
+            updates, fresh = optax.with_extra_args_support(optimizer).update(
+                direction,
+                state,
+                at,
+                value_gradients=rows,
+                profiles=profiles,
+                active=gradients.active,
+                context=context,
+            )
             return where_live(batch, (optax.apply_updates(at, updates), fresh), carried), None
 
         (final, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), batches)
@@ -131,10 +155,9 @@ def training_utility(
     return utility
 
 
-def _weighted(gradients: AgentGradients, weights: jax.Array, rows: Params) -> AgentGradients:
+def _weighted(gradients: AgentGradients, weights: jax.Array, rows: Params | Rows) -> AgentGradients:
     """The coalition's terms w_i g_i, with the members who are left out neither seen nor heard."""
-    count = jax.tree.leaves(rows)[0].shape[0]
-    nothing = jnp.zeros((weights.shape[0], count), weights.dtype)
+    nothing = jnp.zeros((weights.shape[0], as_rows(rows).size), weights.dtype)
     inside = weights > 0
     return affine(gradients, weights, nothing, rows)._replace(
         present=gradients.present & inside, active=gradients.active & inside

@@ -1,12 +1,16 @@
-"""Value losses, and the profiles in which principals state what updates may do to them."""
+"""Value losses: the scalar functions of the parameters that stand for values.
+
+A value loss is any ``loss(params, context) -> scalar`` that JAX can differentiate; the ones made
+here compose, since they take and return value losses. Fairness, probes and preferences have files
+of their own (``fairness``, ``probes``, ``preferences``).
+"""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from vcca_jax.trainer import ExampleLoss, Params
 
@@ -22,11 +26,13 @@ class Values(NamedTuple):
         names: M names.
         losses: ``losses(params, context) -> [M]``.
         gradients: ``gradients(params, context) -> ([M] losses, params with a leading [M])``.
+        functions: the M value losses one by one.
     """
 
     names: tuple[str, ...]
     losses: Callable[[Params, Any], jax.Array]
     gradients: Callable[[Params, Any], tuple[jax.Array, Params]]
+    functions: tuple[ValueLoss, ...]
 
 
 def value_losses(losses: Mapping[str, ValueLoss]) -> Values:
@@ -37,7 +43,7 @@ def value_losses(losses: Mapping[str, ValueLoss]) -> Values:
     """
     if not losses:
         raise ValueError("losses={} names no value; give at least one loss(params, context)")
-    functions = list(losses.values())
+    functions = tuple(losses.values())
 
     def values(params: Params, context: Any) -> jax.Array:
         return jnp.stack([loss(params, context) for loss in functions])
@@ -47,17 +53,40 @@ def value_losses(losses: Mapping[str, ValueLoss]) -> Values:
         rows = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(row for _, row in pairs))
         return jnp.stack([loss for loss, _ in pairs]), rows
 
-    return Values(tuple(losses), values, gradients)
+    return Values(tuple(losses), values, gradients, functions)
+
+
+def from_context(context: Any, name: str) -> Any:
+    """What a value loss reads from its context, which is a mapping by the values' names.
+
+    Raises:
+        ValueError: the context is no mapping, or holds nothing under that name.
+    """
+    if not isinstance(context, Mapping) or name not in context:
+        held = list(context) if isinstance(context, Mapping) else type(context).__name__
+        raise ValueError(f"context={held} has no {name!r}; fit it and pass {{{name!r}: ...}}")
+    return context[name]
 
 
 def group_loss(loss_fn: ExampleLoss, inputs: Any, targets: Any) -> ValueLoss:
-    """The mean loss of a group of held-out examples, as a value loss.
+    """V = (1/n) sum_s loss_fn(params, x_s, y_s) over a group's n held-out examples.
+
+    In the unit of ``loss_fn``, as smooth as it is. A group is any choice of rows: the patients of
+    one sex, one hospital's, or the rows of some *classes*: a purpose limit such as "must not get
+    better at telling these classes" is ``forbid`` of the group loss over their rows.
+
+    Args:
+        loss_fn: ``loss_fn(params, inputs, targets) -> [n]``.
+        inputs: [n, ...].
+        targets: [n, ...].
 
     Raises:
-        ValueError: the group is empty.
+        ValueError: the group is empty, or has another number of targets than inputs.
     """
     if len(inputs) == 0:
         raise ValueError("inputs holds no example; a group needs at least one held-out row")
+    if len(inputs) != len(targets):
+        raise ValueError(f"targets are {len(targets)} and inputs {len(inputs)}; give one for each")
     inputs, targets = jnp.asarray(inputs), jnp.asarray(targets)
 
     def loss(params: Params, context: Any) -> jax.Array:
@@ -67,105 +96,156 @@ def group_loss(loss_fn: ExampleLoss, inputs: Any, targets: Any) -> ValueLoss:
     return loss
 
 
-class Constraint(NamedTuple):
-    """A half-space of updates: sign <u, grad V> >= margin, u the direction that is stepped against.
+def linear_value(direction: Params) -> ValueLoss:
+    """V = <direction, params>: a value whose gradient is the direction, wherever the model is.
 
-    Attributes:
-        kind: "protect" (sign +1) or "forbid" (sign -1).
-        value: name of the value loss V.
-        margin: least first-order change of V per unit of learning rate, in the kept direction.
-    """
-
-    kind: Literal["protect", "forbid"]
-    value: str
-    margin: float
-
-
-def protect(name: str, margin: float = 0.0) -> Constraint:
-    """V must not increase: <u, grad V> >= margin.
-
-    A step of -eta u moves V by -eta <u, grad V> to first order, so with a positive margin V must
-    fall by at least eta margin, and with a negative one it may rise by at most -eta margin.
-    """
-    return Constraint("protect", name, _checked_margin(margin))
-
-
-def forbid(name: str, margin: float = 0.0) -> Constraint:
-    """The model must not get better at V: -<u, grad V> >= margin."""
-    return Constraint("forbid", name, _checked_margin(margin))
-
-
-class ValueProfiles(NamedTuple):
-    """The principals' constraints, padded: K a principal, A principals, all arrays [A, K].
-
-    Attributes:
-        value: int32, which value loss a constraint speaks of; 0 in padding.
-        sign: +1 to protect, -1 to forbid.
-        margin: see ``Constraint``.
-        mask: bool, false for padding.
-    """
-
-    value: Any
-    sign: Any
-    margin: Any
-    mask: Any
-
-
-def value_profiles(
-    value_names: Sequence[str],
-    profiles: Sequence[Sequence[Constraint]],
-    *,
-    capacity: int | None = None,
-    constraints: int | None = None,
-) -> ValueProfiles:
-    """Write the principals' profiles as padded arrays.
+    So ``within_angle``, ``protect`` and ``forbid`` may speak of a direction of one's own, such as
+    a task vector, a past update, or the gradient of something that is no longer at hand. Its unit
+    is that of the direction times the parameters'.
 
     Args:
-        value_names: the names of ``Values``, in its order.
-        profiles: one sequence of constraints an agent, in the order of the agent axis; it may be
-            empty: then every update of that principal is admissible.
-        capacity: A, slots on the agent axis; the number of profiles by default.
-        constraints: K, slots a profile; the longest profile's by default. With both capacities
-            fixed, profiles may change without recompiling.
+        direction: a pytree of finite arrays like the parameters.
 
     Raises:
-        ValueError: an unknown value or kind, the same constraint twice in a profile, or a capacity
-            that is too small or below one.
+        ValueError: a direction that is zero or not finite; when called, one of another structure
+            or other shapes than the parameters.
     """
-    agents = len(profiles) if capacity is None else capacity
-    longest = max((len(profile) for profile in profiles), default=0)
-    width = max(longest, 1) if constraints is None else constraints
-    if agents < max(len(profiles), 1):
-        raise ValueError(f"capacity={capacity} is less than the {len(profiles)} profiles; raise it")
-    if width < max(longest, 1):
-        raise ValueError(f"constraints={constraints} cannot hold a profile of {longest}; raise it")
-    value = np.zeros((agents, width), np.int32)
-    sign = np.zeros((agents, width), np.float32)
-    margin = np.zeros((agents, width), np.float32)
-    mask = np.zeros((agents, width), bool)
-    for i, profile in enumerate(profiles):
-        seen: set[tuple[str, str]] = set()
-        for k, constraint in enumerate(profile):
-            kind, name = constraint.kind, constraint.value
-            if kind not in ("protect", "forbid"):
-                raise ValueError(
-                    f"profiles[{i}] holds the kind {kind!r}; use protect() or forbid()"
-                )
-            if name not in value_names:
-                raise ValueError(
-                    f"profiles[{i}] names the value {name!r}, which is none of {list(value_names)}"
-                )
-            if (kind, name) in seen:
-                raise ValueError(f"profiles[{i}] states {kind}({name!r}) twice; keep one")
-            seen.add((kind, name))
-            value[i, k] = list(value_names).index(name)
-            sign[i, k] = 1.0 if kind == "protect" else -1.0
-            margin[i, k] = constraint.margin
-            mask[i, k] = True
-    return ValueProfiles(value, sign, margin, mask)
+    leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(direction)]
+    if not all(bool(jnp.isfinite(leaf).all()) for leaf in leaves):
+        raise ValueError("direction holds a number that is not finite; remove or replace it")
+    if not any(bool((leaf != 0).any()) for leaf in leaves):
+        raise ValueError("direction is zero everywhere, which says nothing; give one that is not")
+    direction = jax.tree.map(jnp.asarray, direction)
+
+    def loss(params: Params, context: Any) -> jax.Array:
+        del context
+        _check_alike("direction", direction, params)
+        terms = jax.tree.map(lambda d, p: (d * p).sum(), direction, params)
+        return jax.tree.reduce(jnp.add, terms)
+
+    return loss
 
 
-def _checked_margin(margin: float) -> float:
-    if not math.isfinite(margin):
-        raise ValueError(f"margin={margin} must be a finite number")
-    return float(margin)
+def squared_distance(reference: Params) -> ValueLoss:
+    """V = 1/2 |params - reference|^2: how far the model has moved from where it should stay.
+
+    Its gradient is params - reference, so a protected one lets no step lead further away; with a
+    reference of zeros it is weight decay as a value. At the reference itself the gradient vanishes
+    and nothing is demanded. The unit is that of the parameters, squared.
+
+    Args:
+        reference: a pytree of finite arrays like the parameters, such as a released model's.
+
+    Raises:
+        ValueError: a reference that is not finite; when called, one of another structure or other
+            shapes than the parameters.
+    """
+    if not all(bool(jnp.isfinite(jnp.asarray(leaf)).all()) for leaf in jax.tree.leaves(reference)):
+        raise ValueError("reference holds a number that is not finite; remove or replace it")
+    reference = jax.tree.map(jnp.asarray, reference)
+
+    def loss(params: Params, context: Any) -> jax.Array:
+        del context
+        _check_alike("reference", reference, params)
+        terms = jax.tree.map(lambda r, p: ((p - r) ** 2).sum() / 2, reference, params)
+        return jax.tree.reduce(jnp.add, terms)
+
+    return loss
+
+
+def worst_group_loss(losses: Sequence[ValueLoss], *, temperature: float) -> ValueLoss:
+    """V = temperature log sum_g exp(V_g / temperature): a smooth maximum over groups.
+
+    max_g V_g <= V <= max_g V_g + temperature log G. Its gradient is the groups' mean gradient
+    weighted by softmax(V_g / temperature): one value that speaks for whichever group is worst off,
+    as in group distributionally robust optimisation (Sagawa et al., arXiv:1911.08731), where the
+    maximum is a hard one. Smooth wherever the groups' losses are, and in their unit.
+
+    Args:
+        losses: G value losses, of ``group_loss`` for instance.
+        temperature: in the losses' unit, above zero; the smaller, the nearer to the maximum and
+            the more sudden the change from one group to the other.
+
+    Raises:
+        ValueError: no loss, or a temperature that is not above zero and finite.
+    """
+    losses = _some("losses", losses)
+    _check_positive("temperature", temperature)
+
+    def loss(params: Params, context: Any) -> jax.Array:
+        each = jnp.stack([value(params, context) for value in losses])
+        return temperature * jax.nn.logsumexp(each / temperature)
+
+    return loss
+
+
+def loss_gap(first: ValueLoss, second: ValueLoss, *, smoothing: float | None = None) -> ValueLoss:
+    """V = V_first - V_second, or its smooth size sqrt(gap^2 + smoothing^2) - smoothing.
+
+    Protecting the signed gap keeps the first from falling behind; ``preserve`` holds the gap as it
+    is. The smooth size is protected where it should not widen in either direction; it lies between
+    |gap| - smoothing and |gap| and its gradient vanishes where the gap does. In the unit of both.
+
+    Args:
+        first: a value loss.
+        second: another, in the same unit.
+        smoothing: None for the signed gap; else above zero, in the losses' unit.
+
+    Raises:
+        ValueError: a smoothing that is not above zero and finite.
+    """
+    if smoothing is not None:
+        _check_positive("smoothing", smoothing)
+
+    def loss(params: Params, context: Any) -> jax.Array:
+        gap = first(params, context) - second(params, context)
+        if smoothing is None:
+            return gap
+        size = jnp.sqrt(gap**2 + smoothing**2)
+        # gap^2 / (size + smoothing) is size - smoothing without the cancellation.
+        return gap**2 / (size + smoothing)
+
+    return loss
+
+
+def weighted_sum(losses: Sequence[ValueLoss], weights: Sequence[float]) -> ValueLoss:
+    """V = sum_k weights_k V_k: several losses that one constraint is to speak of together.
+
+    A principal that would trade one against another states their rates here; constraints on each
+    of them trade nothing.
+
+    Args:
+        losses: value losses.
+        weights: one finite number each; the unit of V is that of the products.
+
+    Raises:
+        ValueError: no loss, another number of weights, or a weight that is not finite.
+    """
+    losses = _some("losses", losses)
+    weights = tuple(float(weight) for weight in weights)
+    if len(weights) != len(losses) or not all(math.isfinite(weight) for weight in weights):
+        raise ValueError(f"weights={weights} must be {len(losses)} finite numbers")
+
+    def loss(params: Params, context: Any) -> jax.Array:
+        terms = [w * value(params, context) for w, value in zip(weights, losses, strict=True)]
+        return jnp.stack(terms).sum()
+
+    return loss
+
+
+def _some(name: str, losses: Sequence[ValueLoss]) -> tuple[ValueLoss, ...]:
+    if not losses:
+        raise ValueError(f"{name}={losses!r} is empty; give at least one loss(params, context)")
+    return tuple(losses)
+
+
+def _check_positive(name: str, number: float) -> None:
+    if not (math.isfinite(number) and number > 0):
+        raise ValueError(f"{name}={number} must be a finite number above zero")
+
+
+def _check_alike(name: str, mine: Params, params: Params) -> None:
+    """Both trees have the same structure and shapes, so that nothing is broadcast by mistake."""
+    here, there = (jax.tree.map(jnp.shape, tree) for tree in (mine, params))
+    if here != there:
+        raise ValueError(f"{name} has the shapes {here} and the parameters {there}; make it alike")

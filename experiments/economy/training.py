@@ -13,8 +13,9 @@ from experiments.economy.config import ESTIMATORS, Config
 from vcca_jax.contribution import Utility
 from vcca_jax.corruption import scaled_updates
 from vcca_jax.duplicates import update_cosines
-from vcca_jax.gradients import AgentGradients, rows_combination, rows_dot, rows_gram
+from vcca_jax.gradients import AgentGradients, from_stack
 from vcca_jax.plan import TraversalPlan
+from vcca_jax.rows import rows_gram
 from vcca_jax.screening import Screen, ScreenReport
 from vcca_jax.trainer import Params, where_live
 
@@ -71,15 +72,7 @@ def screened_by(
         return apply
 
     stack, present, report = jax.lax.switch(choice, [branch(s) for s in SCREENS.values()], None)
-    operator = gradients._replace(
-        dot=lambda direction: rows_dot(stack, direction),
-        sum=lambda weights=None: rows_combination(
-            stack, jnp.ones(present.shape) if weights is None else weights
-        ),
-        stack=lambda: stack,
-        present=present,
-    )
-    return operator, report
+    return from_stack(stack, gradients.losses, present, gradients.active), report
 
 
 def credit_all(

@@ -2,26 +2,18 @@
 
 import hashlib
 import json
-import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-import pydantic
 from pydantic import Field, model_validator
 
+from vcca_jax.profile_files import Profile
+from vcca_jax.settings import ConfigError, Section, parse, read_toml
+
 Positive = Annotated[int, Field(ge=1)]
-Margin = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class ConfigError(ValueError):
-    """A configuration that cannot be run, with the place and the remedy."""
-
-
-class _Section(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
-
-
-class Data(_Section):
+class Data(Section):
     """Which study, and how each agent's rows are dealt to train, values, validation and test."""
 
     study: Literal["heart_disease"] = "heart_disease"
@@ -29,14 +21,14 @@ class Data(_Section):
     fractions: tuple[float, float, float, float] = (0.55, 0.15, 0.15, 0.15)
 
 
-class Model(_Section):
+class Model(Section):
     """A multilayer perceptron and the layer at which it is cut."""
 
     hidden: tuple[Positive, ...] = (16, 8)
     cut: Annotated[int, Field(ge=0)] = 1
 
 
-class Training(_Section):
+class Training(Section):
     """Plain SGD, under which the screened direction is the update's own; seeds are reruns."""
 
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
@@ -46,34 +38,46 @@ class Training(_Section):
     seeds: Positive = 5
 
 
-class Screening(_Section):
-    """How and by whom updates are screened."""
+class Screening(Section):
+    """How and by whom updates are screened; see ``screen``."""
+
+    added: ClassVar[frozenset[str]] = frozenset({"policy"})
 
     method: Literal["project", "reject", "shrink"] = "project"
-    scope: Literal["own", "everyone"] = "everyone"
+    scope: Literal["own", "everyone", "weighted"] = "everyone"
+    policy: Literal["drop", "least_violation"] = "drop"
 
 
-class Value(_Section):
-    """A value loss: the loss of a group, or of a probe for an attribute on the body's output."""
+class Value(Section):
+    """A value loss on the rows held out for values; exactly one of the kinds.
+
+    ``group``: a group's mean loss. ``probe``: the loss of a probe for an attribute on the body's
+    output. The others measure, between a group and the rest, how far the model is from the kind of
+    fairness that they name; see ``fairness``.
+    """
+
+    added: ClassVar[frozenset[str]] = frozenset(
+        {"demographic_parity", "equal_opportunity", "equalized_odds"}
+    )
 
     group: str | None = None
     probe: str | None = None
+    demographic_parity: str | None = None
+    equal_opportunity: str | None = None
+    equalized_odds: str | None = None
 
     @model_validator(mode="after")
-    def _one_of_both(self) -> Self:
-        if (self.group is None) == (self.probe is None):
-            raise ValueError("name either group= or probe=, and not both")
+    def _one_of_all(self) -> Self:
+        if len([name for name in type(self).model_fields if getattr(self, name)]) != 1:
+            raise ValueError(f"name exactly one of {', '.join(type(self).model_fields)}")
         return self
 
-
-class Profile(_Section):
-    """A principal's constraints: value names, each with its margin (0 for none)."""
-
-    protect: dict[str, Margin] = {}
-    forbid: dict[str, Margin] = {}
+    def kind(self) -> tuple[str, str]:
+        """Which kind it is, and of which group or attribute."""
+        return next((name, of) for name, of in self if of)
 
 
-class Credit(_Section):
+class Credit(Section):
     """The estimator of each step's contributions."""
 
     estimator: Literal[
@@ -82,7 +86,7 @@ class Credit(_Section):
     nodes: Positive = 4
 
 
-class Settlement(_Section):
+class Settlement(Section):
     """What comes in, in integer minor units of the currency, each period of some epochs."""
 
     currency: Annotated[str, Field(pattern=r"^[A-Z]{3}$")] = "EUR"
@@ -90,7 +94,7 @@ class Settlement(_Section):
     epochs_per_period: Positive = 1
 
 
-class RunConfig(_Section):
+class RunConfig(Section):
     """All that decides a run's numbers.
 
     ``profiles`` is keyed by the agents' names; an agent without one accepts every update.
@@ -108,7 +112,7 @@ class RunConfig(_Section):
     @model_validator(mode="after")
     def _coherent(self) -> Self:
         for agent, profile in self.profiles.items():
-            for name in (*profile.protect, *profile.forbid):
+            for name in profile.value_names():
                 if name not in self.values:
                     raise ValueError(
                         f"profiles.{agent} names the value {name!r}; the values are"
@@ -141,16 +145,7 @@ def load_config(path: str | Path) -> RunConfig:
         ConfigError: the file is absent or no TOML, or a setting is unknown or out of range; every
             fault is named with its place.
     """
-    path = Path(path)
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"there is no configuration at {path}; check the path") from None
-    except IsADirectoryError:
-        raise ConfigError(f"{path} is a folder; name a TOML file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no valid TOML: {error}") from None
-    return parse_config(content, str(path))
+    return parse_config(read_toml(path), str(path))
 
 
 def stored_config(folder: str | Path) -> RunConfig:
@@ -171,16 +166,4 @@ def stored_config(folder: str | Path) -> RunConfig:
 
 def parse_config(content: dict[str, Any], origin: str) -> RunConfig:
     """Validate a configuration given as nested dicts; ``origin`` names it in errors."""
-    try:
-        return RunConfig.model_validate(content)
-    except pydantic.ValidationError as error:
-        faults = []
-        for fault in error.errors():
-            place = ".".join(str(part) for part in fault["loc"]) or "the file as a whole"
-            words = fault["msg"].removeprefix("Value error, ")
-            if fault["type"] == "extra_forbidden":
-                words = "no such setting; remove it or correct its name"
-            elif fault["type"] != "missing" and not isinstance(fault["input"], dict):
-                words += f" (given: {fault['input']!r})"
-            faults.append(f"  {place}: {words}")
-        raise ConfigError(f"{origin} cannot be run:\n" + "\n".join(faults)) from None
+    return parse(RunConfig, content, origin)

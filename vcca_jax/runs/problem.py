@@ -12,20 +12,15 @@ from vcca_jax import contribution, datasets, screening
 from vcca_jax.baselines.centralized import centralized
 from vcca_jax.cooperate import cooperate
 from vcca_jax.cooperative import Cooperative, cooperative
+from vcca_jax.fairness import demographic_parity, equal_opportunity, equalized_odds
 from vcca_jax.model import SplitModel, mlp, model_loss
-from vcca_jax.runs.config import ConfigError, Profile, RunConfig
+from vcca_jax.probes import probe_features, probe_fit, probe_loss
+from vcca_jax.profile_files import Profile
+from vcca_jax.profiles import ValueProfiles, value_profiles
+from vcca_jax.runs.config import ConfigError, RunConfig, Value
 from vcca_jax.trainer import ExampleLoss, Params, Trainer
 from vcca_jax.traversal import traversal
-from vcca_jax.values import (
-    ValueLoss,
-    ValueProfiles,
-    Values,
-    forbid,
-    group_loss,
-    protect,
-    value_losses,
-    value_profiles,
-)
+from vcca_jax.values import ValueLoss, Values, group_loss, value_losses
 
 TRAINERS = ("cooperative", "unscreened", "centralized")
 
@@ -89,11 +84,12 @@ def make_problem(config: RunConfig) -> Problem:
     fresh: dict[str, ValueLoss] = {}
     fits: dict[str, Callable[[Params], Any]] = {}
     for name, value in config.values.items():
-        if value.group is not None:
-            losses[name], fresh[name] = _group_value(study, loss_fn, value.group, name)
+        if value.probe is not None:
+            losses[name], fresh[name], fits[name] = _probe_value(study, model, value.probe, name)
         else:
-            losses[name], fresh[name], fits[name] = _probe_value(
-                study, model, str(value.probe), name
+            losses[name], fresh[name] = (
+                _group_value(study, rows, model, loss_fn, value, name)
+                for rows in (study.values, study.validation)
             )
     values = value_losses(losses)
     optimizer = optax.sgd(config.training.learning_rate)
@@ -111,10 +107,7 @@ def make_problem(config: RunConfig) -> Problem:
         validation_loss=validation_loss,
         values=values,
         fresh_values=value_losses(fresh),
-        profiles=value_profiles(
-            values.names,
-            [_constraints(config.profiles.get(name, Profile())) for name in study.agents],
-        ),
+        profiles=_profiles(config, study, values, model),
         fit_context=lambda params: {name: fit(params) for name, fit in fits.items()},
         trainers={
             "cooperative": cooperate(
@@ -123,7 +116,10 @@ def make_problem(config: RunConfig) -> Problem:
                 validation_loss,
                 values,
                 screen=screening.screen(
-                    config.screening.method, scope=config.screening.scope, measure_norms=True
+                    config.screening.method,
+                    scope=config.screening.scope,
+                    policy=config.screening.policy,
+                    measure_norms=True,
                 ),
                 estimator=estimator,
             ),
@@ -133,27 +129,52 @@ def make_problem(config: RunConfig) -> Problem:
     )
 
 
-def _constraints(profile: Profile) -> list[Any]:
-    return [
-        *(protect(name, margin) for name, margin in profile.protect.items()),
-        *(forbid(name, margin) for name, margin in profile.forbid.items()),
-    ]
+def _profiles(
+    config: RunConfig, study: datasets.Study, values: Values, model: SplitModel
+) -> ValueProfiles:
+    """The principals' profiles as arrays, in the order of the study's agents."""
+    stated = [config.profiles.get(name, Profile()) for name in study.agents]
+    weights = [profile.weight for profile in stated]
+    try:
+        return value_profiles(
+            values.names,
+            [profile.constraints() for profile in stated],
+            params=jax.eval_shape(model.init, jax.random.key(0)),
+            weights=None if set(weights) == {1.0} else weights,
+        )
+    except ValueError as error:
+        agents = ", ".join(f"profiles[{i}]: {name}" for i, name in enumerate(study.agents))
+        raise ConfigError(f"{error} ({agents})") from None
 
 
 def _group_value(
-    study: datasets.Study, loss_fn: ExampleLoss, group: str, name: str
-) -> tuple[ValueLoss, ValueLoss]:
-    """Loss of a group, on the rows held out for values and on validation rows."""
+    study: datasets.Study,
+    rows: datasets.Split,
+    model: SplitModel,
+    loss_fn: ExampleLoss,
+    value: Value,
+    name: str,
+) -> ValueLoss:
+    """A value that speaks of a group, on the given rows: its loss, or fairness towards it."""
+    kind, group = value.kind()
     if group not in study.groups:
         raise ConfigError(
             f"values.{name!r} speaks of the group {group!r}; the study has {list(study.groups)}"
         )
+    members = rows.groups[group]
+    if kind == "group":
+        return group_loss(loss_fn, rows.inputs[members], rows.targets[members])
 
-    def on(split: datasets.Split) -> ValueLoss:
-        rows = split.groups[group]
-        return group_loss(loss_fn, split.inputs[rows], split.targets[rows])
+    def scores(params: Params, inputs: Any) -> jax.Array:
+        return model.apply(params, inputs)[:, 0]
 
-    return on(study.values), on(study.validation)
+    try:
+        if kind == "demographic_parity":
+            return demographic_parity(scores, rows.inputs, members)
+        measure = equal_opportunity if kind == "equal_opportunity" else equalized_odds
+        return measure(scores, rows.inputs, rows.targets, members)
+    except ValueError as error:
+        raise ConfigError(f"values.{name!r} cannot be measured on held-out rows: {error}") from None
 
 
 def _probe_value(
@@ -168,51 +189,13 @@ def _probe_value(
         raise ConfigError(
             f"values.{name!r} probes {attribute!r}; the study's binary attribute is 'sex'"
         )
-
-    def features(params: Params, inputs: Any) -> jax.Array:
-        activations = model.body(params["body"], inputs)
-        return jnp.concatenate([activations, jnp.ones((activations.shape[0], 1))], axis=1)
+    features = probe_features(lambda params, inputs: model.body(params["body"], inputs))
 
     def measured_on(split: datasets.Split, rows: slice) -> ValueLoss:
-        inputs, labels = split.inputs[rows], jnp.float32(split.attributes[attribute][rows])
+        labels = split.attributes[attribute][rows]
+        return probe_loss(features, split.inputs[rows], labels, name)
 
-        def value(params: Params, context: Any) -> jax.Array:
-            logits = features(params, inputs) @ context[name]
-            return optax.sigmoid_binary_cross_entropy(logits, labels).mean()
-
-        return value
-
-    inputs, labels = study.values.inputs[::2], study.values.attributes[attribute][::2]
-
-    def fit(params: Params) -> jax.Array:
-        return fit_linear_probe(features(params, inputs), jnp.float32(labels))
-
+    labels = study.values.attributes[attribute][::2]
+    fit = probe_fit(features, study.values.inputs[::2], labels)
     odd, every = slice(1, None, 2), slice(None)
     return measured_on(study.values, odd), measured_on(study.validation, every), fit
-
-
-def fit_linear_probe(
-    features: jax.Array, labels: jax.Array, *, ridge: float = 1e-2, iterations: int = 12
-) -> jax.Array:
-    """Ridge-penalised logistic regression by Newton's method, in a fixed number of iterations.
-
-    Minimises mean_s [log(1 + exp(x_s w)) - y_s x_s w] + ridge/2 |w|^2.
-
-    Args:
-        features: [n, d], a constant column included.
-        labels: [n] in {0, 1}.
-        ridge: penalty, > 0.
-        iterations: Newton steps from w = 0; the penalty keeps them well conditioned.
-
-    Returns:
-        w [d].
-    """
-    identity = ridge * jnp.eye(features.shape[1])
-
-    def newton(_: int, weights: jax.Array) -> jax.Array:
-        chance = jax.nn.sigmoid(features @ weights)
-        gradient = features.T @ (chance - labels) / len(labels) + ridge * weights
-        curvature = (chance * (1 - chance))[:, None] * features
-        return weights - jnp.linalg.solve(features.T @ curvature / len(labels) + identity, gradient)
-
-    return jax.lax.fori_loop(0, iterations, newton, jnp.zeros(features.shape[1]))

@@ -1,0 +1,248 @@
+"""What one profile makes of one update: the half-spaces, limits and methods behind every screen.
+
+Everything here is in terms of inner products, for one agent and one rule, so callers ``vmap``:
+``products`` <g, V_m> [M], ``gram`` <V_m, V_n> [M, M] and ``square`` |g|^2. An update is written
+u = scale g + sum_m coefficients_m V_m.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from vcca_jax.cones import solve_cone_dual
+from vcca_jax.conic import solve_conic_program
+from vcca_jax.profiles import Frozen, Limits, ValueProfiles
+from vcca_jax.trainer import Params
+
+ScreenMethod = Literal["project", "reject", "shrink"]
+Policy = Literal["drop", "least_violation"]
+
+
+class Rule(NamedTuple):
+    """One profile, or several made one: arrays like ``ValueProfiles`` without the agent axis."""
+
+    value: jax.Array
+    sign: jax.Array
+    margin: jax.Array
+    mask: jax.Array
+    price: jax.Array | None
+    limits: Limits | None
+
+
+class Verdict(NamedTuple):
+    """What becomes of an update.
+
+    Attributes:
+        scale, coefficients: of u, a scalar and [M].
+        feasible: bool, an admissible update exists, as far as the method looks.
+        kept: bool, u is to be used; else it was dropped, and is 0.
+        limited: bool, a norm, an angle or a trust region binds.
+    """
+
+    scale: jax.Array
+    coefficients: jax.Array
+    feasible: jax.Array
+    kept: jax.Array
+    limited: jax.Array
+
+
+Judge = Callable[[Rule, jax.Array, jax.Array, jax.Array], Verdict]
+
+
+def own_rules(profiles: ValueProfiles, active: jax.Array) -> Rule:
+    """Every principal's own profile as a rule with a leading [A]; the inactive have none."""
+    limits = profiles.limits
+    if limits is not None:
+        limits = Limits(
+            max_norm=jnp.where(active, limits.max_norm, jnp.inf),
+            cosine=jnp.where(active[:, None], limits.cosine, -1),
+            region=limits.region,
+            radius=jnp.where(active[:, None], limits.radius, jnp.inf),
+        )
+    return Rule(
+        value=profiles.value,
+        sign=profiles.sign,
+        margin=profiles.margin,
+        mask=profiles.mask & active[:, None],
+        price=profiles.price,
+        limits=limits,
+    )
+
+
+def intersection(rules: Rule, count: int) -> Rule:
+    """The rules' [A] intersection as one rule of 2 M half-spaces: what all of them allow.
+
+    Of half-spaces on one value and side the strictest margin counts, and the highest price is paid
+    for crossing it.
+    """
+    row = (rules.value + jnp.where(rules.sign > 0, 0, count)).ravel()
+
+    def strictest(entries: jax.Array) -> jax.Array:
+        stated = jnp.where(rules.mask, entries, -jnp.inf).ravel()
+        return jax.ops.segment_max(stated, row, num_segments=2 * count)
+
+    margin = strictest(rules.margin)
+    stated = jnp.isfinite(margin)
+    price = None if rules.price is None else jnp.where(stated, strictest(rules.price), jnp.inf)
+    limits = rules.limits
+    if limits is not None:
+        limits = Limits(
+            max_norm=limits.max_norm.min(axis=0),
+            cosine=limits.cosine.max(axis=0),
+            region=limits.region.reshape(-1, count),
+            radius=limits.radius.ravel(),
+        )
+    return Rule(
+        value=jnp.tile(jnp.arange(count), 2),
+        sign=jnp.repeat(jnp.array([1, -1], rules.sign.dtype), count),
+        margin=jnp.where(stated, margin, 0),
+        mask=stated,
+        price=price,
+        limits=limits,
+    )
+
+
+def free_of_all(frozen: Frozen, active: jax.Array) -> Params:
+    """1 on the leaves that no active principal freezes, 0 on the others: a scalar for each."""
+    return jax.tree.map(lambda leaf: 1.0 - (leaf[frozen.pattern] & active).any(), frozen.leaves)
+
+
+def gaps(rule: Rule, products: jax.Array) -> jax.Array:
+    """[K], by how much an update with these products with the values crosses each half-space."""
+    margin = rule.margin.astype(products.dtype)
+    return jnp.where(rule.mask, margin - rule.sign * products[rule.value], -jnp.inf)
+
+
+def by_value(rule: Rule, entries: jax.Array, count: int) -> jax.Array:
+    """[K] entries of half-spaces as [M] of the values they speak of: the largest of each."""
+    lowest = -jnp.inf if jnp.issubdtype(entries.dtype, jnp.floating) else False
+    return jnp.full(count, lowest, entries.dtype).at[rule.value].max(entries)
+
+
+def beyond_limits(rule: Rule, products: jax.Array, gram: jax.Array, square: jax.Array) -> jax.Array:
+    """Bool: an update with these inner products is outside the norm, an angle or a region."""
+    if rule.limits is None:
+        return jnp.asarray(False)
+    limits, norm = rule.limits, jnp.sqrt(jnp.maximum(square, 0))
+    cone = limits.cosine * norm * jnp.sqrt(jnp.diagonal(gram))
+    outside = (limits.cosine >= 0) & (products < cone)
+    far = _lengths(limits, products) > limits.radius
+    return (norm > limits.max_norm) | outside.any() | far.any()
+
+
+def judge(method: ScreenMethod, policy: Policy) -> Judge:
+    """The method as ``judge(rule, products, gram, square) -> Verdict``.
+
+    Raises:
+        ValueError: an unknown method or policy.
+    """
+    methods: dict[str, Judge] = {
+        "project": partial(_project, policy=policy),
+        "reject": _reject,
+        "shrink": _shrink,
+    }
+    if method not in methods:
+        raise ValueError(f"method={method!r} must be one of {list(methods)}")
+    if policy not in ("drop", "least_violation"):
+        raise ValueError(f"policy={policy!r} must be 'drop' or 'least_violation'")
+    return methods[method]
+
+
+def _project(
+    rule: Rule, products: jax.Array, gram: jax.Array, square: jax.Array, *, policy: Policy
+) -> Verdict:
+    """The nearest admissible update."""
+    count, margin = products.shape[0], rule.margin.astype(products.dtype)
+    if rule.limits is not None:
+        found = solve_conic_program(
+            gram,
+            products,
+            square,
+            rule.value,
+            rule.sign,
+            margin,
+            rule.mask,
+            prices=rule.price,
+            max_norm=rule.limits.max_norm,
+            cosines=rule.limits.cosine,
+            weights=rule.limits.region,
+            radii=rule.limits.radius,
+        )
+        return Verdict(
+            scale=found.scale,
+            coefficients=found.coefficients,
+            feasible=found.feasible,
+            kept=found.feasible,
+            limited=found.feasible & ~found.stands,
+        )
+    signs = rule.sign[:, None] * rule.sign[None, :]
+    solution = solve_cone_dual(
+        signs * gram[rule.value[:, None], rule.value[None, :]],
+        margin - rule.sign * products[rule.value],
+        rule.mask,
+        margins=margin,
+        prices=rule.price,
+        policy=policy,
+    )
+    multipliers = jnp.where(rule.mask, solution.multipliers, 0) * rule.sign
+    kept = solution.feasible | (policy == "least_violation")
+    coefficients = jnp.zeros(count, products.dtype).at[rule.value].add(multipliers)
+    return Verdict(
+        jnp.where(kept, 1.0, 0.0).astype(products.dtype),
+        jnp.where(kept, coefficients, 0),
+        solution.feasible,
+        kept,
+        jnp.asarray(False),
+    )
+
+
+def _reject(rule: Rule, products: jax.Array, gram: jax.Array, square: jax.Array) -> Verdict:
+    """All of the update or nothing."""
+    hard = jnp.isinf(rule.price) if rule.price is not None else True
+    crossed = ((gaps(rule, products) > 0) & hard).any()
+    beyond = beyond_limits(rule, products, gram, square)
+    return _scaled(jnp.asarray(1.0), ~crossed & ~beyond, beyond, products)
+
+
+def _shrink(rule: Rule, products: jax.Array, gram: jax.Array, square: jax.Array) -> Verdict:
+    """As much of the update as is admissible."""
+    # Scaling by s turns a product a into s a. A violated row with m <= 0 has a < m <= 0 and asks
+    # s <= m / a; a met row with m > 0 asks s >= m / a; a violated row with m > 0 cannot be met.
+    margin, signed = rule.margin.astype(products.dtype), rule.sign * products[rule.value]
+    mask = rule.mask if rule.price is None else rule.mask & jnp.isinf(rule.price)
+    violated, positive = mask & (signed < margin), mask & (margin > 0)
+    ratio = margin / jnp.where(signed == 0, 1, signed)
+    most = jnp.min(jnp.where(violated & ~positive, ratio, 1), initial=1.0)
+    least = jnp.max(jnp.where(positive & ~violated, ratio, 0), initial=0.0)
+    limit = _longest(rule, products, gram, square)
+    feasible = ~(violated & positive).any() & (least <= jnp.minimum(most, limit))
+    return _scaled(jnp.minimum(most, limit), feasible, limit < most, products)
+
+
+def _scaled(
+    scale: jax.Array, feasible: jax.Array, limited: jax.Array, products: jax.Array
+) -> Verdict:
+    scale = jnp.where(feasible, scale, 0).astype(products.dtype)
+    return Verdict(scale, jnp.zeros_like(products), feasible, feasible, limited & feasible)
+
+
+def _longest(rule: Rule, products: jax.Array, gram: jax.Array, square: jax.Array) -> jax.Array:
+    """The largest s in [0, 1] with s g within the limits; 0 where g is outside an angle."""
+    if rule.limits is None:
+        return jnp.ones((), products.dtype)
+    limits, norm = rule.limits, jnp.sqrt(jnp.maximum(square, 0))
+    lengths = _lengths(limits, products)
+    caps = jnp.append(limits.radius, limits.max_norm) / jnp.maximum(
+        jnp.append(lengths, norm), jnp.finfo(products.dtype).tiny
+    )
+    inside = products >= limits.cosine * norm * jnp.sqrt(jnp.diagonal(gram))
+    angles = (inside | (limits.cosine < 0)).all()
+    return jnp.where(angles, jnp.minimum(jnp.min(caps), 1), 0)
+
+
+def _lengths(limits: Limits, products: jax.Array) -> jax.Array:
+    """[R], root of summed squares of the products a trust region counts."""
+    return jnp.sqrt(jnp.sum(jnp.where(limits.region, jnp.square(products)[None, :], 0), axis=1))

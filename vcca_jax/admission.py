@@ -1,0 +1,226 @@
+"""What is really applied: the optimizer's own update, made admissible and verified.
+
+Agents' gradients are screened before the optimizer; momentum, Adam's scaling, clipping and weight
+decay then turn an admissible direction into another update. ``keep_admissible`` wraps an optimizer
+so that its update is the last thing that is screened, and so that what the value losses really do
+is looked at before it is applied: first order is a promise about small steps only.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from vcca_jax.admissibility import (
+    Verdict,
+    by_value,
+    free_of_all,
+    gaps,
+    intersection,
+    judge,
+    own_rules,
+)
+from vcca_jax.profiles import ValueProfiles
+from vcca_jax.rows import Rows, as_rows, tree_dot, weighted
+from vcca_jax.trainer import Params
+from vcca_jax.values import Values
+
+# Corrected steps of full length that are tried before steps are shortened.
+FULL_STEPS = 2
+# A correction leaves an error of its own, of third order; asking for more at once covers it.
+OVERSHOOT = 0.5
+
+
+class Admission(NamedTuple):
+    """What became of one update.
+
+    Attributes:
+        conflicts: [M] bool, values on which the optimizer's update crossed a constraint.
+        coefficients: [M], multiples of the value gradients in the direction that was applied.
+        scale: scalar, the multiple of the optimizer's update that remains beside them.
+        removed_norm: scalar, |applied - the optimizer's|.
+        norm: scalar, |the optimizer's update|.
+        attempts: int32, updates whose value losses were looked at; 0 without verification.
+        verified: bool, the applied update keeps every constraint as it was measured, to the
+            tolerance. False without verification, and where nothing did: then nothing is applied.
+    """
+
+    conflicts: jax.Array
+    coefficients: jax.Array
+    scale: jax.Array
+    removed_norm: jax.Array
+    norm: jax.Array
+    attempts: jax.Array
+    verified: jax.Array
+
+
+class AdmissionState(NamedTuple):
+    """State of ``keep_admissible``: the wrapped optimizer's, steps so far, and the last report."""
+
+    inner: Any
+    steps: jax.Array
+    report: Admission
+
+
+def keep_admissible(
+    optimizer: optax.GradientTransformation,
+    values: Values,
+    *,
+    learning_rate: optax.ScalarOrSchedule = 1.0,
+    verify: bool = True,
+    attempts: int = 12,
+    tolerance: float = 1e-6,
+) -> optax.GradientTransformationExtraArgs:
+    """The optimizer with its update projected on what all active principals allow, and verified.
+
+    With the optimizer's update Delta = -eta d, the applied one is -eta u, u the nearest direction
+    to d with sign_k <u, grad V_k> >= margin_k for every half-space of every active profile, within
+    all limits, and zero where anybody freezes the parameters. That is first order. With ``verify``
+    the value losses are then measured at the new parameters, and a constraint that they break,
+
+        sign (V(theta - eta u) - V(theta)) > -eta margin + tolerance max(1, |V|),
+
+    is answered by a second-order correction: what V does beyond first order is added to the margin
+    and d is projected again, at full length twice and then at half, a quarter, ... of it. A
+    positive margin asks less of a shortened step, in proportion. If no attempt passes, nothing is
+    applied: parameters stay, the optimizer's memory moves on. So over a whole run no protected
+    loss rises in a step beyond the tolerance, whatever the optimizer.
+
+    The projection is differentiable; lengths and corrections count as constants. Half-spaces with
+    a price are weighed in the projection and not verified. With one active principal's rate or
+    margin that others exclude, the least violation is taken.
+
+    Args:
+        optimizer: any optax optimizer.
+        values: the value losses.
+        learning_rate: eta, which turns margins and norms, stated per unit of learning rate, into
+            those of an update; a number or an optax schedule. It does not change the step.
+        verify: whether to measure; else the first-order projection is applied.
+        attempts: how many updates are measured at most; each costs one forward pass of every value
+            loss.
+        tolerance: see above; float32 losses round at about 1e-7.
+
+    Returns:
+        An optimizer whose ``update`` needs the keywords ``profiles`` and ``active`` [A] and takes
+        ``value_gradients`` (or computes them), ``context``; ``cooperate``, ``one_step_utility``
+        and ``training_utility`` give them. Its state's ``report`` is an ``Admission``.
+
+    Raises:
+        ValueError: attempts below one or a tolerance that is not above zero.
+    """
+    if attempts < 1:
+        raise ValueError(f"attempts={attempts} must be at least 1")
+    if not tolerance > 0:
+        raise ValueError(f"tolerance={tolerance} must be above zero; float32 losses need 1e-6")
+    inner = optax.with_extra_args_support(optimizer)
+    decide = judge("project", "least_violation")
+
+    def init(params: Params) -> AdmissionState:
+        zero, nothing = jnp.zeros(()), jnp.zeros(len(values.names))
+        report = Admission(
+            nothing > 0, nothing, zero, zero, zero, jnp.zeros((), jnp.int32), zero > 0
+        )
+        return AdmissionState(inner.init(params), jnp.zeros((), jnp.int32), report)
+
+    def update(
+        gradient: Params,
+        state: AdmissionState,
+        params: Params | None = None,
+        *,
+        profiles: ValueProfiles,
+        active: jax.Array,
+        value_gradients: Params | Rows | None = None,
+        context: Any = None,
+        **extra: Any,
+    ) -> tuple[Params, AdmissionState]:
+        if params is None:
+            raise ValueError("params=None, but values are measured on them; pass the parameters")
+        wished, inner_state = inner.update(gradient, state.inner, params, **extra)
+        eta = learning_rate(state.steps) if callable(learning_rate) else learning_rate
+        if value_gradients is None:
+            value_gradients = values.gradients(params, context)[1]
+        rows = as_rows(value_gradients)
+        profiles = jax.tree.map(jnp.asarray, profiles)
+        rule = intersection(own_rules(profiles, active), rows.size)
+        kept = None if profiles.frozen is None else free_of_all(profiles.frozen, active)
+        direction = weighted(jax.tree.map(lambda leaf: leaf / -eta, wished), kept)
+        products, square = rows.dot(direction), tree_dot(direction, direction)
+        gram = rows.each(lambda row: rows.dot(weighted(row, kept)))
+
+        def asked(length: jax.Array) -> jax.Array:
+            return jnp.where(rule.margin > 0, length * rule.margin, rule.margin)
+
+        def project(products: jax.Array, square: jax.Array, trial: _Trial) -> Verdict:
+            margin, remainder = asked(trial.length), trial.remainder[rule.value]
+            # Two sides of one value must leave room between them, or there is none at all.
+            room = -(margin + jnp.roll(margin, rows.size))
+            room = jnp.where(jnp.roll(rule.mask, rows.size), jnp.maximum(room, 0), jnp.inf)
+            spare = jnp.minimum(OVERSHOOT * jnp.abs(remainder), room / 2)
+            corrected = rule._replace(margin=margin + rule.sign * remainder + spare)
+            return decide(corrected, trial.length * products, gram, trial.length**2 * square)
+
+        def step(wished: Params, verdict: Verdict, length: jax.Array) -> Params:
+            added = rows.combination(verdict.coefficients)
+            whole = jax.tree.map(
+                lambda leaf, more: (verdict.scale * length * leaf - eta * more).astype(leaf.dtype),
+                wished,
+                added,
+            )
+            return weighted(whole, kept)
+
+        trial = _Trial(
+            jnp.ones(()), jnp.zeros_like(products), jnp.asarray(not verify), jnp.asarray(0)
+        )
+        if verify:
+            # A search has no useful derivative: what it finds is a constant.
+            fixed = jax.lax.stop_gradient((wished, products, square))
+            now = values.losses(params, context)
+            slack = tolerance * jnp.maximum(1, jnp.abs(now))
+            hard = rule.mask if rule.price is None else rule.mask & jnp.isinf(rule.price)
+
+            def look(trial: _Trial) -> _Trial:
+                verdict = project(fixed[1], fixed[2], trial)
+                there = optax.apply_updates(params, step(fixed[0], verdict, trial.length))
+                change = values.losses(there, context) - now
+                most = slack[rule.value] - eta * asked(trial.length)
+                kept_all = (~hard | (rule.sign * change[rule.value] <= most)).all()
+                first_order = verdict.scale * trial.length * fixed[1] + verdict.coefficients @ gram
+                beyond = change / eta + first_order
+                beyond = jnp.where(jnp.isfinite(beyond), beyond, 0)
+                length = jnp.where(trial.tried + 1 < FULL_STEPS, trial.length, trial.length / 2)
+                return _Trial(
+                    length=jnp.where(kept_all, trial.length, length),
+                    remainder=jnp.where(
+                        kept_all, trial.remainder, beyond * (length / trial.length) ** 2
+                    ),
+                    accepted=kept_all,
+                    tried=trial.tried + 1,
+                )
+
+            trial = jax.lax.while_loop(
+                lambda trial: ~trial.accepted & (trial.tried < attempts), look, trial
+            )
+        verdict = project(products, square, trial)
+        applied = jax.tree.map(
+            lambda leaf: jnp.where(trial.accepted, leaf, 0), step(wished, verdict, trial.length)
+        )
+        report = Admission(
+            conflicts=by_value(rule, gaps(rule, products) > 0, rows.size),
+            coefficients=jnp.where(trial.accepted, verdict.coefficients, 0),
+            scale=jnp.where(trial.accepted, verdict.scale * trial.length, 0),
+            removed_norm=optax.tree.norm(optax.tree.sub(applied, wished)),
+            norm=optax.tree.norm(wished),
+            attempts=jnp.asarray(trial.tried, jnp.int32),
+            verified=trial.accepted & verify,
+        )
+        return applied, AdmissionState(inner_state, state.steps + 1, report)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+class _Trial(NamedTuple):
+    length: jax.Array  # the optimizer's update is tried at this multiple
+    remainder: jax.Array  # [M], what the losses do beyond first order, per learning rate
+    accepted: jax.Array
+    tried: jax.Array

@@ -1,0 +1,153 @@
+"""The command that reads value profiles to a person: tables, contradictions, TOML, JSON."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+
+from rich.markup import escape
+
+from vcca_jax.console import errors, out, typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from vcca_jax.constraints import Constraint
+    from vcca_jax.contradictions import Contradiction
+    from vcca_jax.profile_files import Profile
+
+Scope = Literal["own", "everyone", "weighted"]
+
+
+class _Read(NamedTuple):
+    """What a file says."""
+
+    profiles: "dict[str, Profile]"
+    scope: Scope | None
+
+
+_HEADINGS = {
+    "nothing": "[bold red]no update is admissible[/bold red], and all are dropped unless the policy"
+    " is least_violation:",
+    "zero": "[bold red]only the update 0 is admissible[/bold red], so nothing is learned:",
+    "sale": "[yellow]not all can be kept[/yellow], and what has a price gives way and is paid for:",
+}
+
+
+def profiles(
+    file: Annotated[Path, typer.Argument(help="A run's configuration, or a file of profiles.")],
+    scope: Annotated[
+        Scope | None,
+        typer.Option(help="Who screens whom; the configuration's by default, else own."),
+    ] = None,
+    toml: Annotated[bool, typer.Option("--toml", help="Print them as TOML, normalised.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print them as JSON.")] = False,
+) -> None:
+    """Read the principals' profiles out, and point out where they contradict each other.
+
+    The exit code is 1 if some contradiction leaves no update to make.
+    """
+    from vcca_jax.contradictions import contradictions
+    from vcca_jax.profile_files import profiles_toml
+
+    with errors():
+        if toml and as_json:
+            raise ValueError("--toml and --json are two ways to print; choose one")
+        read = _read(file)
+    held: Scope = scope or read.scope or "own"
+    stated = {name: profile.constraints() for name, profile in read.profiles.items()}
+    found = contradictions(stated, together=held == "everyone")
+    if toml:
+        typer.echo(profiles_toml(read.profiles), nl=False)
+    elif as_json:
+        typer.echo(_json(read.profiles, held, found))
+    else:
+        out.print(_table(read.profiles, stated))
+        _tell(found, held, between=len(stated) > 1)
+    if any(each.consequence != "sale" for each in found):
+        raise typer.Exit(1)
+
+
+def _read(file: Path) -> _Read:
+    """Profiles alone, or those of a configuration, which must then be one that can be run."""
+    from vcca_jax.profile_files import parse_profiles
+    from vcca_jax.runs.config import parse_config
+    from vcca_jax.runs.problem import make_problem
+    from vcca_jax.settings import read_toml
+
+    content = read_toml(file, "configuration or file of profiles")
+    if set(content) <= {"profiles"}:
+        return _Read(parse_profiles(content, str(file)), None)
+    config = parse_config(content, str(file))
+    make_problem(config)
+    return _Read(config.profiles, config.screening.scope)
+
+
+def _table(profiles: "Mapping[str, Profile]", stated: "Mapping[str, list[Constraint]]") -> "Table":
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(
+        title="Value profiles",
+        caption="margins, rates and radii: change of the value loss per unit of learning rate;"
+        " price: what a unit of violation costs, none: not for sale",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    table.add_column("principal")
+    table.add_column("constraint", no_wrap=True)
+    table.add_column("of")
+    table.add_column("bound", justify="right", no_wrap=True)
+    table.add_column("price", justify="right", no_wrap=True)
+    for name, constraints in stated.items():
+        weight = profiles[name].weight
+        first = escape(name) + ("" if weight == 1 else f" (weight {weight:g})")
+        rows = [_row(constraint) for constraint in constraints]
+        for row in rows or [("anything", "", "", "")]:
+            table.add_row(first, *map(escape, row))
+            first = ""
+        table.add_section()
+    return table
+
+
+def _row(constraint: "Constraint") -> tuple[str, str, str, str]:
+    """Constraint, of what, bound, price."""
+    from vcca_jax.constraints import AngleCone, Freeze, HalfSpace, MaxNorm
+
+    if isinstance(constraint, HalfSpace):
+        price = "none" if constraint.price == float("inf") else f"{constraint.price:g}"
+        word = "rate" if constraint.kind == "preserve" else "margin"
+        return constraint.kind, constraint.value, f"{word} {constraint.margin:g}", price
+    if isinstance(constraint, MaxNorm):
+        return "max_norm", "the update", f"{constraint.limit:g}", ""
+    if isinstance(constraint, AngleCone):
+        return "within_angle", constraint.value, f"{constraint.degrees:g}°", ""
+    if isinstance(constraint, Freeze):
+        return "freeze", str(constraint.part), "", ""
+    return "trust_region", ", ".join(constraint.values), f"radius {constraint.radius:g}", ""
+
+
+def _tell(found: "list[Contradiction]", scope: Scope, *, between: bool) -> None:
+    for consequence, heading in _HEADINGS.items():
+        told = [each.words for each in found if each.consequence == consequence]
+        if told:
+            out.print(f"\n{heading}", highlight=False)
+        for words in told:
+            out.print(f"- {escape(words)}", highlight=False)
+    if not found:
+        out.print(f"no contradictions under the scope {scope!r}", highlight=False)
+    if between and scope != "everyone":
+        out.print(
+            f"under {scope!r} each profile stands for itself; --scope everyone compares them",
+            highlight=False,
+        )
+
+
+def _json(profiles: "Mapping[str, Profile]", scope: Scope, found: "list[Contradiction]") -> str:
+    content = {
+        "scope": scope,
+        "profiles": {name: profile.model_dump(mode="json") for name, profile in profiles.items()},
+        "contradictions": [each._asdict() for each in found],
+    }
+    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)

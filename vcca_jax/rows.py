@@ -1,0 +1,128 @@
+"""Rows that constraints speak of, as one linear operator: the M value gradients.
+
+Screening needs three actions on rows V_1..V_M of D numbers each: all inner products with a
+direction, a combination, and something done to each row in turn. Stacked rows are held at once,
+O(M D) memory; a streamed row exists while it is looked at.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from vcca_jax.trainer import Params
+from vcca_jax.values import ValueLoss, Values
+
+
+class Rows(NamedTuple):
+    """The linear operator (V_1, ..., V_M); it holds functions, so it lives inside one trace.
+
+    Attributes:
+        size: M.
+        dot: ``dot(direction) -> [M]``, the inner products <V_m, direction>.
+        combination: ``combination(coefficients [M]) -> params``, sum_m c_m V_m.
+        each: ``each(function)``, function(V_m) for every m, stacked along a leading [M].
+    """
+
+    size: int
+    dot: Callable[[Params], jax.Array]
+    combination: Callable[[jax.Array], Params]
+    each: Callable[[Callable[[Params], Any]], Any]
+
+
+def stacked_rows(rows: Params) -> Rows:
+    """Rows held at once: a pytree like the parameters, with a leading [M]."""
+    return Rows(
+        size=jax.tree.leaves(rows)[0].shape[0],
+        dot=lambda direction: rows_dot(rows, direction),
+        combination=lambda coefficients: rows_combination(rows, coefficients),
+        each=lambda function: jax.vmap(function)(rows),
+    )
+
+
+def streamed_rows(values: Values, params: Params, context: Any) -> Rows:
+    """The value gradients at ``params``, one at a time: O(D) memory, and one value's activations.
+
+    ``dot`` costs a forward-mode pass a value, and looking at each row or combining them all a
+    backward pass a value, every time; stacked rows cost the backward passes once.
+    """
+    count = len(values.functions)
+
+    def gradient(function: ValueLoss) -> Callable[[Params], Params]:
+        return lambda direction: jax.grad(function)(params, context)
+
+    def derivative(function: ValueLoss) -> Callable[[Params], jax.Array]:
+        return lambda direction: jax.jvp(lambda at: function(at, context), (params,), (direction,))[
+            1
+        ]
+
+    gradients = [gradient(function) for function in values.functions]
+    derivatives = [derivative(function) for function in values.functions]
+
+    def dot(direction: Params) -> jax.Array:
+        return jax.lax.map(
+            lambda index: jax.lax.switch(index, derivatives, direction), jnp.arange(count)
+        )
+
+    def row(index: jax.Array) -> Params:
+        return jax.lax.switch(index, gradients, params)
+
+    def combination(coefficients: jax.Array) -> Params:
+        def add(index: jax.Array, total: Params) -> Params:
+            return jax.tree.map(
+                lambda t, n: t + coefficients[index].astype(n.dtype) * n, total, row(index)
+            )
+
+        return jax.lax.fori_loop(0, count, add, jax.tree.map(jnp.zeros_like, params))
+
+    return Rows(
+        size=count,
+        dot=dot,
+        combination=combination,
+        each=lambda function: jax.lax.map(lambda index: function(row(index)), jnp.arange(count)),
+    )
+
+
+def as_rows(rows: Params | Rows) -> Rows:
+    """``rows`` themselves, or a pytree with a leading [M] as stacked rows."""
+    return rows if isinstance(rows, Rows) else stacked_rows(rows)
+
+
+def rows_dot(rows: Params, direction: Params) -> jax.Array:
+    """[M], inner products of stacked rows (leading [M]) with a direction."""
+    products = jax.tree.map(lambda n, d: n.reshape(n.shape[0], -1) @ d.reshape(-1), rows, direction)
+    return jax.tree.reduce(jnp.add, products)
+
+
+def rows_gram(rows: Params) -> jax.Array:
+    """[M, M], inner products of stacked rows with each other."""
+    products = jax.tree.map(lambda n: n.reshape(n.shape[0], -1) @ n.reshape(n.shape[0], -1).T, rows)
+    return jax.tree.reduce(jnp.add, products)
+
+
+def rows_combination(rows: Params, coefficients: jax.Array) -> Params:
+    """sum_m coefficients_m rows_m."""
+    return jax.tree.map(lambda n: jnp.tensordot(coefficients.astype(n.dtype), n, 1), rows)
+
+
+def tree_dot(left: Params, right: Params) -> jax.Array:
+    """Inner product of two pytrees of one structure."""
+    return jax.tree.reduce(jnp.add, jax.tree.map(jnp.vdot, left, right))
+
+
+def weighted(tree: Params, weights: Params | None) -> Params:
+    """``tree`` times a diagonal, elementwise; None is the identity.
+
+    A leaf of the weights is a scalar (one number for the whole leaf) or has the leaf's shape.
+    """
+    if weights is None:
+        return tree
+    return jax.tree.map(lambda leaf, weight: leaf * weight.astype(leaf.dtype), tree, weights)
+
+
+def product_weights(left: Params | None, right: Params | None) -> Params | None:
+    """The diagonal that is two diagonals one after the other."""
+    if left is None or right is None:
+        return right if left is None else left
+    return jax.tree.map(jnp.multiply, left, right)
