@@ -45,8 +45,11 @@ format: $(READY) ## format the code
 economy: $(READY) ## find out which cheats pay, and what stops them
 	$(BIN)/python -m experiments.economy.train --out runs/economy
 
+values: $(READY) ## find out what values cost, who pays, and whether the promise is kept
+	$(BIN)/python -m experiments.values.train --out runs/values
+
 benchmarks: $(READY) ## measure the speed claims side by side
-	for name in traversal projection ledger; do \
+	for name in traversal projection conic screening ledger; do \
 	  $(BIN)/python -m experiments.benchmarks.$$name \
 	    --out experiments/benchmarks/results/$$name.json || exit 1; done
 
