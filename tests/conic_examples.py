@@ -2,13 +2,14 @@
 
 import functools
 from typing import NamedTuple
+from unittest import mock
 
 import clarabel
 import jax
-import jax.numpy as jnp
 import numpy as np
 from scipy import sparse
 
+from vcca_jax import conic
 from vcca_jax.cones import solve_cone_dual
 from vcca_jax.conic import solve_conic_program
 
@@ -80,6 +81,97 @@ def example(rng, kinds, values=SMALL, width=None, soft=False):
     )
 
 
+def plain(gradient, values, **limits):
+    """A problem without limits but those given."""
+    gradient, values = np.asarray(gradient, float), np.asarray(values, float)
+    count = len(values)
+    nothing = Problem(
+        gradient,
+        values,
+        value=np.arange(count),
+        sign=np.ones(count),
+        margin=np.full(count, -1e6),
+        price=np.full(count, np.inf),
+        max_norm=np.inf,
+        cosines=np.full(count, -1.0),
+        weights=np.zeros((REGIONS, count)),
+        radii=np.full(REGIONS, np.inf),
+    )
+    return nothing._replace(**{k: np.asarray(v) for k, v in limits.items()})
+
+
+def degenerate(rng):
+    """Problems at which constraint qualifications, ranks or smoothness fail: name -> problem."""
+    base = example(rng, KINDS["all"], 4)
+    zero = base.values.copy()
+    zero[2] = 0.0
+    twice = base.values.copy()
+    twice[1] = 2.0 * twice[0]
+    loose = base._replace(margin=np.zeros(4))
+    flat = example(rng, KINDS["angles, ball"], 4, width=3)
+    return {
+        "equality": loose._replace(value=np.array([0, 0, 1, 2]), sign=np.array([1.0, -1, 1, 1])),
+        "equalities": loose._replace(value=np.array([0, 0, 1, 1]), sign=np.array([1.0, -1, 1, -1])),
+        "duplicate values": loose._replace(values=twice),
+        "opposing values": loose._replace(values=twice, sign=np.array([1.0, -1, 1, 1])),
+        "zero value": loose._replace(values=zero),
+        "zero gradient": loose._replace(gradient=0 * base.gradient),
+        "in the values' span": loose._replace(gradient=np.array([1.0, -2, 0.5, 0.3]) @ base.values),
+        "more values than dimensions": flat,
+        "many for one": loose._replace(value=np.array([0, 0, 0, 0]), sign=np.ones(4)),
+    }
+
+
+def impossible(rng, distance):
+    """Margins that a ball, a region, both or an angle exclude by ``distance``."""
+    values = rng.standard_normal((3, 8))
+    values /= np.linalg.norm(values, axis=1, keepdims=True)
+    values[1] = values[0] * 0.6 + 0.8 * np.linalg.qr(values[:2].T)[0][:, 1]
+    gradient = rng.standard_normal(8)
+    margin = np.array([1.0, -1e6, -1e6])
+    problem = functools.partial(plain, gradient, values, margin=margin)
+    # <e_0, e_1> = 0.6. In a ball of radius 1.2, u_0 >= 1 leaves u_1 at most ``reach``. An angle
+    # cone around e_1 has no point with u_1 < 0.
+    reach = 0.6 + 0.8 * np.sqrt(max(1.2**2 - 1, 0.0))
+    region = np.eye(REGIONS, 3)
+    return [
+        problem(max_norm=1.0 - distance),
+        problem(weights=region, radii=np.array([1.0 - distance, np.inf])),
+        problem(margin=np.array([1.0, reach + distance, -1e6]), max_norm=1.2),
+        problem(
+            sign=np.array([1.0, -1.0, 1.0]),
+            cosines=np.array([-1.0, 0.5, -1.0]),
+            margin=np.array([distance, distance, -1e6]),
+        ),
+    ]
+
+
+def anything(rng, values=4, width=6):
+    """Ranks, sizes and limits at random."""
+    rows = rng.standard_normal((values, width)) * 10.0 ** rng.uniform(-6, 6, (values, 1))
+    copied = rng.integers(0, values, values)
+    repeated = rng.random((values, 1)) < 0.3
+    rows = np.where(repeated, rows[copied] * rng.choice([-1, 1e-3, 1], (values, 1)), rows)
+    rows *= rng.random((values, 1)) < 0.9
+    size = 10.0 ** rng.uniform(-6, 6)
+    norms = np.linalg.norm(rows, axis=1)
+    gradient = size * rng.standard_normal(width) * (rng.random() < 0.95)
+    limits = plain(gradient, rows)
+    return limits._replace(
+        sign=rng.choice([-1.0, 1.0], values),
+        margin=np.where(rng.random(values) < 0.6, 0, rng.standard_normal(values)) * size * norms,
+        price=np.where(
+            rng.random(values) < 0.7,
+            np.inf,
+            size / np.where(norms > 0, norms, 1.0) * 10.0 ** rng.uniform(-2, 3, values),
+        ),
+        max_norm=np.inf if rng.random() < 0.3 else size * 10.0 ** rng.uniform(-4, 1),
+        cosines=np.where(rng.random(values) < 0.6, -1.0, rng.random(values) ** 0.1),
+        weights=rng.random((REGIONS, values)) / np.where(norms > 0, norms, 1.0)[None, :],
+        radii=np.where(rng.random(REGIONS) < 0.4, np.inf, size * rng.random(REGIONS) ** 3),
+    )
+
+
 def rounded(problem, dtype):
     """The problem whose numbers are exact in ``dtype``, in float64."""
     return jax.tree.map(
@@ -114,18 +206,17 @@ def padded(problem, dtype, values=VALUES, rows=ROWS):
 @jax.jit
 @jax.vmap
 def solve_batch(arguments):
-    """The solution, and that of the half-spaces alone by the projection onto them."""
-    value, sign, mask = (arguments[name] for name in ("value", "sign", "mask"))
-    margin = jnp.where(mask, arguments["margin"], 0.0)
-    half = solve_cone_dual(
-        sign[:, None] * sign[None, :] * arguments["gram"][value[:, None], value[None, :]],
-        margin - sign * arguments["products"][value],
-        mask,
-        margins=margin,
-        scale=jnp.sqrt(arguments["squared_norm"]),
-        prices=jnp.where(mask, arguments["prices"], jnp.inf),
-    )
-    return solve_conic_program(**arguments), half
+    """The solution, and the one that ``conic`` had from the half-spaces alone."""
+    seen = []
+
+    def recorded(*args, **options):
+        seen.append(solve_cone_dual(*args, **options))
+        return seen[-1]
+
+    with mock.patch.object(conic, "solve_cone_dual", recorded):
+        solution = solve_conic_program(**arguments)
+    (half,) = seen
+    return solution, half
 
 
 def solve_both(problems, dtype=np.float32):
@@ -227,16 +318,19 @@ def violation(problem, update):
     return max(parts) / (np.linalg.norm(problem.gradient) + length or 1.0)
 
 
-def _bound(form, result, width):
-    """Which blocks bind: [(function(u) -> f, gradient, Hessian, multiplier or None)]."""
+def _bound(problem, form, result):
+    """What binds, [(u -> (f, gradient, Hessian), multiplier)], and the force of rows at a price."""
     dual, slack = np.array(result.z), np.array(result.s)
-    left, right = form.left[:, :width], form.right
+    width, right = len(problem.gradient), form.right
+    left = form.left[:, :width]
+    norms = np.linalg.norm(problem.values, axis=1)[problem.value]
     lines = form.cones[0].dim - len(form.soft)
     found, forces = [], np.zeros(width)
     for k in range(lines):
         place = np.flatnonzero(form.soft == k)
         if len(place) and slack[lines + place[0]] > dual[lines + place[0]]:
-            forces -= dual[k] * left[k]  # at its price: a constant force
+            # At its price, which is known better than the dual: a constant force.
+            forces -= problem.price[k] * norms[k] * left[k]
         elif dual[k] > slack[k]:
             found.append((functools.partial(_line, -left[k], -right[k]), dual[k]))
     start = form.cones[0].dim
@@ -273,19 +367,8 @@ def exact_update(problem):
         return None
     if np.linalg.norm(update) <= 1e-8 * np.linalg.norm(problem.gradient):
         return np.zeros(width)
-    found, forces = _bound(form, result, width)
+    found, forces = _bound(problem, form, result)
     multipliers = np.array([multiplier for _, multiplier in found])
-    # Prices are known better than the duals that stand at them.
-    if len(form.soft):
-        norms = np.linalg.norm(problem.values, axis=1)[problem.value]
-        price = np.where(np.isfinite(problem.price), problem.price, 0.0) * norms
-        lines = form.cones[0].dim - len(form.soft)
-        capped = [
-            k
-            for place, k in enumerate(form.soft)
-            if np.array(result.s)[lines + place] > np.array(result.z)[lines + place]
-        ]
-        forces = -sum((price[k] * form.left[k, :width] for k in capped), np.zeros(width))
     for _ in range(12):
         parts = [function(update) for function, _ in found]
         normals = np.array([normal for _, normal, _ in parts]).reshape(-1, width)

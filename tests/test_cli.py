@@ -1,6 +1,7 @@
 """What a person meets at the command line, mistakes first."""
 
 import errno
+import json
 import os
 import re
 import shutil
@@ -45,8 +46,8 @@ def runs(config, tmp_path_factory) -> Path:
     return folder
 
 
-def invoke(*arguments):
-    return runner.invoke(cli.app, [str(a) for a in arguments], env={"COLUMNS": "80"})
+def invoke(*arguments, width=80):
+    return runner.invoke(cli.app, [str(a) for a in arguments], env={"COLUMNS": str(width)})
 
 
 def message(result) -> str:
@@ -172,8 +173,159 @@ def test_a_full_disk_is_told_and_the_run_goes_on_later(config, runs, tmp_path, m
     assert digests(tmp_path / "demo") == digests(runs / "demo")
 
 
+OPPOSED = """
+[profiles.cleveland]
+protect = { women = 0.5, men = 0.0 }
+forbid = { women = 0.25 }
+trust_region = [{ values = ["women", "men", "oldest third"], radius = 0.1 }]
+max_norm = 2.0
+freeze = ["body"]
+weight = 2.0
+
+[profiles.hungarian]
+forbid = { "sex told" = { price = 2.0 }, men = 0.1 }
+within_angle = { women = 60.0 }
+
+[profiles."va long beach"]
+protect = { "sex told" = 1.0 }
+
+[profiles.switzerland]
+"""
+
+
+@pytest.fixture(scope="module")
+def opposed(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("profiles") / "opposed.toml"
+    path.write_text(OPPOSED)
+    return path
+
+
+def rows(output: str) -> list[list[str]]:
+    """The cells of a printed table's rows, in which two blanks part cells."""
+    return [re.split(r"\s{2,}", line.strip()) for line in output.splitlines() if line.strip()]
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_profiles_are_read_out_row_by_row_in_the_terminals_width(opposed, width):
+    result = invoke("profiles", opposed, width=width)
+    assert max(map(len, result.stdout.splitlines())) <= width
+    assert "…" not in result.stdout
+    told = rows(result.stdout)
+    for row in (
+        ["cleveland (weight 2)", "protect", "women", "margin 0.5", "none"],
+        ["forbid", "women", "margin 0.25", "none"],
+        ["max_norm", "the update", "2"],
+        ["freeze", "body"],
+        ["hungarian", "forbid", "sex told", "margin 0", "2"],
+        ["within_angle", "women", "60°"],
+        ["switzerland", "anything"],
+    ):
+        assert row in told
+    assert "radius 0.1" in result.stdout
+
+
+def test_contradictions_within_a_profile_are_pointed_out(opposed):
+    result = invoke("profiles", opposed)
+    assert result.exit_code == 1
+    words = re.sub(r"\s+", " ", result.stdout)
+    assert "no update is admissible" in words
+    assert (
+        "- 'women': cleveland (protect) asks to lower it by at least 0.5, cleveland (forbid) asks"
+        " to raise it by at least 0.25" in words
+    )
+    assert "hungarian (" not in words
+    assert "--scope everyone" in words
+
+
+def test_contradictions_between_principals_are_pointed_out_under_the_scope_everyone(opposed):
+    result = invoke("profiles", opposed, "--scope", "everyone", width=200)
+    assert result.exit_code == 1
+    told = [line for line in result.stdout.splitlines() if line.startswith("- ")]
+    assert any("'men': cleveland (protect)" in t and "hungarian (forbid)" in t for t in told)
+    assert any("hungarian (within_angle)" in t and "cleveland (forbid)" in t for t in told)
+    sold = result.stdout.index("what has a price gives way")
+    assert result.stdout.index("'sex told': va long beach (protect)") > sold
+
+
+def test_what_gives_way_for_a_price_is_told_and_is_no_failure(tmp_path):
+    path = tmp_path / "sold.toml"
+    path.write_text("[profiles.a]\nprotect = { x = 1.0 }\nforbid = { x = { price = 2 } }\n")
+    result = invoke("profiles", path)
+    assert result.exit_code == 0
+    assert "what has a price gives way" in re.sub(r"\s+", " ", result.stdout)
+
+
+def test_profiles_of_a_configuration_are_under_its_own_scope(config):
+    result = invoke("profiles", config)
+    assert result.exit_code == 0, result.output
+    assert ["hungarian", "protect", "women", "margin 0", "none"] in rows(result.stdout)
+    assert "no contradictions under the scope 'everyone'" in result.stdout
+
+
+def test_normalised_profiles_are_a_file_of_profiles_again(opposed, config, tmp_path):
+    for source in (opposed, config):
+        once = invoke("profiles", source, "--toml")
+        path = tmp_path / "again.toml"
+        path.write_text(once.stdout)
+        again = invoke("profiles", path, "--toml")
+        assert again.stdout == once.stdout
+    assert "\n[profiles.cleveland.protect]\nwomen = 0.0\nmen = 0.0\n" in "\n" + again.stdout
+
+
+def test_profiles_as_json_hold_the_profiles_and_the_contradictions(opposed):
+    result = invoke("profiles", opposed, "--json")
+    assert result.exit_code == 1
+    told = json.loads(result.stdout)
+    assert told["scope"] == "own"
+    assert told["profiles"]["hungarian"]["forbid"]["sex told"] == {"margin": 0.0, "price": 2.0}
+    (found,) = told["contradictions"]
+    assert found["principals"] == ["cleveland"]
+    assert found["consequence"] == "nothing"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[profiles.a]\nprotect = { x = nan }", "profiles.a.protect.x.margin: "),
+        ("[profiles.a]\nprevent = {}", "profiles.a.prevent: no such setting"),
+        ("[profiles.a]\nfreeze = 'body'", "profiles.a.freeze: "),
+        ("[profiles", "no valid TOML"),
+        ("", "profiles: Field required"),
+        ("[screening]\n[profiles.a]", "values: Field required"),
+    ],
+)
+def test_bad_profiles_are_named_with_their_place(tmp_path, text, words):
+    path = tmp_path / "bad.toml"
+    path.write_text(text)
+    result = invoke("profiles", path)
+    assert result.exit_code == 2
+    assert words in message(result)
+    assert "Traceback" not in result.output
+
+
+def test_profiles_that_the_study_cannot_have_are_refused(config, tmp_path):
+    path = tmp_path / "bad.toml"
+    for old, new, words in (
+        ("[profiles.cleveland]", "[profiles.clevland]", "clevland"),
+        ("[profiles.cleveland]", '[profiles.cleveland]\nfreeze = ["tail"]', "freezes 'tail'"),
+    ):
+        path.write_text(config.read_text().replace(old, new))
+        result = invoke("profiles", path)
+        assert result.exit_code == 2
+        assert words in message(result)
+
+
+def test_profiles_are_printed_in_one_way_at_a_time(opposed, tmp_path):
+    both = invoke("profiles", opposed, "--json", "--toml")
+    assert both.exit_code == 2
+    assert "choose one" in message(both)
+    absent = invoke("profiles", tmp_path / "none.toml")
+    assert absent.exit_code == 2
+    assert "there is no configuration or file of profiles at" in message(absent)
+
+
 def test_help_shows_an_example():
-    for command in ("run", "resume", "report", "verify"):
+    for command in ("run", "resume", "report", "verify", "profiles"):
         result = invoke(command, "--help")
         assert result.exit_code == 0
         assert f"vcca-jax {command}" in result.output

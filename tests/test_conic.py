@@ -1,7 +1,5 @@
 """Laws of the projection onto half-spaces, ball, angle cones and regions, against oracles."""
 
-import functools
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -15,11 +13,14 @@ from tests.conic_examples import (
     KINDS,
     REGIONS,
     SMALL,
-    Problem,
+    anything,
     clarabel_solution,
+    degenerate,
     exact_update,
     example,
+    impossible,
     padded,
+    plain,
     rounded,
     solve,
     solve_both,
@@ -32,79 +33,38 @@ from vcca_jax.conic_interior import interior_point
 SIZES = (1, 2, 4, 8, 16)
 
 
-def plain(gradient, values, **limits):
-    """A problem without limits but those given."""
-    gradient, values = np.asarray(gradient, float), np.asarray(values, float)
-    count = len(values)
-    nothing = Problem(
-        gradient,
-        values,
-        value=np.arange(count),
-        sign=np.ones(count),
-        margin=np.full(count, -1e6),
-        price=np.full(count, np.inf),
-        max_norm=np.inf,
-        cosines=np.full(count, -1.0),
-        weights=np.zeros((REGIONS, count)),
-        radii=np.full(REGIONS, np.inf),
-    )
-    return nothing._replace(**{k: np.asarray(v) for k, v in limits.items()})
-
-
 def agreement(dtype, soft):
-    """The worst error of each kind relative to |u| (or |g| / 10), over all sizes."""
+    """Errors relative to |u| (or |g| / 10) by kind, over all sizes."""
     rng = np.random.default_rng(int(soft))
-    worst, exact = {}, 0
+    errors = {}
     for name, kinds in KINDS.items():
         problems = [example(rng, kinds, size, soft=soft) for size in SIZES for _ in range(4)]
         updates, solution = solve(problems, dtype)
         assert solution.feasible.all()
         assert np.isfinite(solution.residual).all()
-        errors = []
+        errors[name] = []
         for problem, update in zip(problems, updates, strict=True):
             problem = rounded(problem, dtype)
             reference = exact_update(problem)
             if reference is not None:
                 size = max(np.linalg.norm(reference), 0.1 * np.linalg.norm(problem.gradient))
-                errors.append(np.linalg.norm(update - reference) / size)
-        exact += len(errors)
-        worst[name] = max(errors)
-    assert exact >= 0.9 * len(KINDS) * 4 * len(SIZES)
-    return worst
+                errors[name].append(np.linalg.norm(update - reference) / size)
+    assert sum(map(len, errors.values())) >= 0.9 * len(KINDS) * 4 * len(SIZES)
+    return errors
 
 
 @pytest.mark.parametrize("soft", [False, True], ids=["hard", "priced"])
 def test_equals_clarabel_in_float32(soft):
-    for name, error in agreement(np.float32, soft).items():
-        assert error <= 3e-6, name
+    errors = agreement(np.float32, soft)
+    for name, some in errors.items():
+        assert max(some) <= 6e-6, name
+    assert np.quantile(np.concatenate(list(errors.values())), 0.9) <= 6e-7
 
 
 @pytest.mark.parametrize("soft", [False, True], ids=["hard", "priced"])
 def test_equals_clarabel_in_float64(soft):
-    for name, error in agreement(np.float64, soft).items():
-        assert error <= 1e-10, name
-
-
-def degenerate(rng):
-    """Problems at which constraint qualifications, ranks or smoothness fail: name -> problem."""
-    base = example(rng, KINDS["all"], 4)
-    zero = base.values.copy()
-    zero[2] = 0.0
-    twice = base.values.copy()
-    twice[1] = 2.0 * twice[0]
-    loose = base._replace(margin=np.zeros(4))
-    flat = example(rng, KINDS["angles, ball"], 4, width=3)
-    return {
-        "equality": loose._replace(value=np.array([0, 0, 1, 2]), sign=np.array([1.0, -1, 1, 1])),
-        "equalities": loose._replace(value=np.array([0, 0, 1, 1]), sign=np.array([1.0, -1, 1, -1])),
-        "duplicate values": loose._replace(values=twice),
-        "opposing values": loose._replace(values=twice, sign=np.array([1.0, -1, 1, 1])),
-        "zero value": loose._replace(values=zero),
-        "zero gradient": loose._replace(gradient=0 * base.gradient),
-        "in the values' span": loose._replace(gradient=np.array([1.0, -2, 0.5, 0.3]) @ base.values),
-        "more values than dimensions": flat,
-        "many for one": loose._replace(value=np.array([0, 0, 0, 0]), sign=np.ones(4)),
-    }
+    for name, some in agreement(np.float64, soft).items():
+        assert max(some) <= 1e-11, name
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -320,30 +280,6 @@ def test_sizes_of_gradients_and_values_do_not_matter(size):
         np.testing.assert_allclose(other / size, update, atol=1e-5 * scale)
 
 
-def impossible(rng, distance):
-    """Margins that a ball, a region, both or an angle exclude by ``distance``."""
-    values = rng.standard_normal((3, 8))
-    values /= np.linalg.norm(values, axis=1, keepdims=True)
-    values[1] = values[0] * 0.6 + 0.8 * np.linalg.qr(values[:2].T)[0][:, 1]
-    gradient = rng.standard_normal(8)
-    margin = np.array([1.0, -1e6, -1e6])
-    problem = functools.partial(plain, gradient, values, margin=margin)
-    # <e_0, e_1> = 0.6. In a ball of radius 1.2, u_0 >= 1 leaves u_1 at most ``reach``. An angle
-    # cone around e_1 has no point with u_1 < 0.
-    reach = 0.6 + 0.8 * np.sqrt(max(1.2**2 - 1, 0.0))
-    region = np.eye(REGIONS, 3)
-    return [
-        problem(max_norm=1.0 - distance),
-        problem(weights=region, radii=np.array([1.0 - distance, np.inf])),
-        problem(margin=np.array([1.0, reach + distance, -1e6]), max_norm=1.2),
-        problem(
-            sign=np.array([1.0, -1.0, 1.0]),
-            cosines=np.array([-1.0, 0.5, -1.0]),
-            margin=np.array([distance, distance, -1e6]),
-        ),
-    ]
-
-
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_what_margins_exclude_is_reported_infeasible_and_what_they_admit_is_not(dtype):
     rng = np.random.default_rng(2)
@@ -359,32 +295,6 @@ def test_what_margins_exclude_is_reported_infeasible_and_what_they_admit_is_not(
         assert solution.feasible.all()
         for problem, update in zip(problems, updates, strict=True):
             assert violation(rounded(problem, dtype), update) <= 1e-5
-
-
-def anything(rng, values=4, width=6):
-    """Ranks, sizes and limits at random."""
-    rows = rng.standard_normal((values, width)) * 10.0 ** rng.uniform(-6, 6, (values, 1))
-    copied = rng.integers(0, values, values)
-    repeated = rng.random((values, 1)) < 0.3
-    rows = np.where(repeated, rows[copied] * rng.choice([-1, 1e-3, 1], (values, 1)), rows)
-    rows *= rng.random((values, 1)) < 0.9
-    size = 10.0 ** rng.uniform(-6, 6)
-    norms = np.linalg.norm(rows, axis=1)
-    gradient = size * rng.standard_normal(width) * (rng.random() < 0.95)
-    limits = plain(gradient, rows)
-    return limits._replace(
-        sign=rng.choice([-1.0, 1.0], values),
-        margin=np.where(rng.random(values) < 0.6, 0, rng.standard_normal(values)) * size * norms,
-        price=np.where(
-            rng.random(values) < 0.7,
-            np.inf,
-            size / np.where(norms > 0, norms, 1.0) * 10.0 ** rng.uniform(-2, 3, values),
-        ),
-        max_norm=np.inf if rng.random() < 0.3 else size * 10.0 ** rng.uniform(-4, 1),
-        cosines=np.where(rng.random(values) < 0.6, -1.0, rng.random(values) ** 0.1),
-        weights=rng.random((REGIONS, values)) / np.where(norms > 0, norms, 1.0)[None, :],
-        radii=np.where(rng.random(REGIONS) < 0.4, np.inf, size * rng.random(REGIONS) ** 3),
-    )
 
 
 def none_is_nan(seed):
@@ -412,6 +322,16 @@ def test_ten_thousand_random_programs_are_never_nan():
         none_is_nan(seed)
 
 
+def test_a_price_of_zero_counts_for_nothing_and_a_high_one_like_none():
+    problems = [example(np.random.default_rng(6), kinds, 4) for kinds in KINDS.values()]
+    hard, _ = solve(problems, np.float64)
+    dear, _ = solve([p._replace(price=np.full(4, 1e3)) for p in problems], np.float64)
+    np.testing.assert_allclose(np.stack(dear), np.stack(hard), atol=1e-9)
+    free, _ = solve([p._replace(price=np.zeros(4)) for p in problems], np.float64)
+    none, _ = solve([p._replace(margin=np.full(4, -1e6)) for p in problems], np.float64)
+    np.testing.assert_allclose(np.stack(free), np.stack(none), atol=1e-9)
+
+
 def test_a_ball_of_zero_admits_zero_or_nothing():
     problem = plain((1.0, 2.0), [(1.0, 0.0)], max_norm=0.0)
     updates, solution = solve([problem, problem._replace(margin=np.array([0.1]))])
@@ -433,92 +353,6 @@ def test_the_interior_point_alone_comes_close():
         point = jax.jit(jax.vmap(lambda p: interior_point(p, jnp.asarray(False))))(programs)
         residual = jax.vmap(conic_newton.residual)(programs, point)
     assert (np.asarray(residual) <= 1e-6).all()
-
-
-def of_update(arguments, gradient, values):
-    """u and all multipliers as functions of what they depend on smoothly."""
-    arguments = dict(
-        arguments,
-        gram=values @ values.T,
-        products=values @ gradient,
-        squared_norm=gradient @ gradient,
-    )
-    solution = solve_conic_program(**arguments)
-    update = solution.scale * gradient + solution.coefficients @ values
-    return update, solution[2:6]
-
-
-@jax.jit
-@jax.vmap
-def derivatives(primals, tangents, cotangent, fixed):
-    """The value, its derivative along ``tangents``, and the transpose of that on ``cotangent``."""
-
-    def function(smooth, gradient, values):
-        return of_update(dict(smooth, **fixed), gradient, values)
-
-    value, push = jax.linearize(function, *primals)
-    return value, push(*tangents), jax.linear_transpose(push, *primals)(cotangent)
-
-
-def smooth_parts(rng, problem):
-    """Arguments split in those with derivatives and the others, and a random tangent."""
-    count = len(problem.values)
-    arguments = padded(problem, np.float64, count, count)
-    fixed = {name: arguments[name] for name in ("value", "sign", "mask", "prices")}
-    smooth = {name: arguments[name] for name in ("margin", "cosines", "weights", "radii")}
-    smooth["max_norm"] = arguments["max_norm"]
-    primals = (smooth, problem.gradient, problem.values)
-    tangents = jax.tree.map(lambda x: np.asarray(rng.standard_normal(np.shape(x))), primals)
-    for name, none in (("cosines", smooth["cosines"] < 0), ("radii", np.isinf(smooth["radii"]))):
-        tangents[0][name] = np.where(none, 0.0, 0.1 * tangents[0][name])
-    tangents[0]["weights"] = np.where(smooth["weights"] > 0, tangents[0]["weights"], 0.0)
-    tangents[0]["max_norm"] = np.where(np.isinf(smooth["max_norm"]), 0.0, tangents[0]["max_norm"])
-    return primals, tangents, fixed
-
-
-def cotangent_of(rng, primals):
-    smooth, gradient, _ = primals
-    shapes = [smooth[name].shape for name in ("margin", "max_norm", "cosines", "radii")]
-    update, *multipliers = (rng.standard_normal(shape) for shape in (gradient.shape, *shapes))
-    return update, tuple(multipliers)
-
-
-def shifted(primals, tangents, step):
-    return jax.tree.map(
-        lambda x, t: np.where(np.isinf(x), x, np.where(np.isinf(x), 0, x) + step * t),
-        primals,
-        tangents,
-    )
-
-
-def test_derivatives_are_those_of_finite_differences():
-    rng = np.random.default_rng(4)
-    problems = [example(rng, kinds, 4, soft=True) for kinds in KINDS.values()]
-    # And one at the apex, where the derivative is zero.
-    away = np.array([0.2, -1.0]) @ problems[0].values[:2]
-    apex = plain(away, problems[0].values, cosines=np.array([-1.0, 0.9, -1.0, -1.0]))
-    parts = [smooth_parts(rng, problem) for problem in (*problems, apex)]
-    primals, tangents, fixed = jax.tree.map(lambda *x: np.stack(x), *parts)
-    with jax.enable_x64(True):
-        cotangent = cotangent_of(rng, primals)
-        value, pushed, pulled = derivatives(primals, tangents, cotangent, fixed)
-        above, below = (
-            derivatives(shifted(primals, tangents, step), tangents, cotangent, fixed)[0]
-            for step in (1e-6, -1e-6)
-        )
-    np.testing.assert_array_equal(value[0][-1], 0.0)
-    np.testing.assert_array_equal(pushed[0][-1], 0.0)
-    numeric = jax.tree.map(lambda a, b: (np.asarray(a) - np.asarray(b)) / 2e-6, above, below)
-    for mine, theirs in zip(jax.tree.leaves(pushed), jax.tree.leaves(numeric), strict=True):
-        mine, theirs = np.asarray(mine)[:-1], np.asarray(theirs)[:-1]
-        assert np.abs(theirs).max() > 0.01
-        np.testing.assert_allclose(mine, theirs, atol=1e-6, rtol=1e-6)
-
-    def inner(left, right):
-        pairs = zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
-        return sum(np.sum(np.asarray(a) * np.asarray(b)) for a, b in pairs)
-
-    assert inner(pushed, cotangent) == pytest.approx(inner(tangents, pulled), rel=1e-9)
 
 
 @pytest.mark.parametrize(

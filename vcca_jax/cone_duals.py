@@ -20,6 +20,7 @@ proven: every admissible update is at least b^T y / |N^T y| away from g.
 Under ``policy="least_violation"`` such margins are lowered: see ``cone_violations``.
 """
 
+from functools import partial
 from typing import Literal, NamedTuple
 
 import jax
@@ -128,7 +129,9 @@ def solve_cone_dual(
             f"gram {gram.shape} and deficit {deficit.shape} do not fit: pass one agent's [K, K] "
             "and [K], and use jax.vmap or solve_cone_duals for more."
         )
-    program, units = scaled_program(gram, deficit, mask, margins, scale, prices)
+    program, units = scaled_program(
+        gram, deficit, mask, margins, scale, prices, policy == "least_violation"
+    )
     if deficit.shape[0] == 0:
         none = program.deficit
         return ConeSolution(none, jnp.asarray(True), jnp.zeros((), none.dtype), none)
@@ -177,14 +180,16 @@ def solve_cone_duals(
             "[A, K]."
         )
     agents, size = deficits.shape
-    arguments = [grams, deficits, mask, margins, scale, prices]
-    for name, value in zip(("mask", "margins", "scale", "prices"), arguments[2:], strict=True):
+    optional = {"mask": mask, "margins": margins, "scale": scale, "prices": prices}
+    for name, value in optional.items():
         if value is not None and jnp.shape(value)[:1] != (agents,):
             raise ValueError(
                 f"{name} {jnp.shape(value)} does not fit {agents} agents: give it a leading "
                 f"axis of {agents}."
             )
-    programs, units = jax.vmap(scaled_program)(*arguments)
+    programs, units = jax.vmap(partial(scaled_program, lowered=policy == "least_violation"))(
+        grams, deficits, mask, margins, scale, prices
+    )
     if agents == 0 or size == 0:
         none = programs.deficit
         return ConeSolution(none, jnp.ones((agents,), bool), jnp.zeros((agents,), none.dtype), none)
@@ -206,7 +211,9 @@ def solve_cone_duals(
     _, outcomes = lax.while_loop(
         lambda state: state[0] * block < count, solve_block, (jnp.asarray(0), outcomes)
     )
-    return jax.vmap(lambda *parts: _in_units(*parts, policy))(programs, units, outcomes)
+    return jax.vmap(lambda program, unit, found: _in_units(program, unit, found, policy))(
+        programs, units, outcomes
+    )
 
 
 def _easy(program: Program) -> _Outcome:

@@ -42,8 +42,9 @@ def scaled_program(
     margins: ArrayLike | None,
     scale: ArrayLike | None,
     prices: ArrayLike | None,
+    lowered: bool,
 ) -> tuple[Program, Units]:
-    """Unit rows, largest deficit one, rows that take no part cleared."""
+    """Unit rows, largest deficit one, rows that take no part cleared; ``lowered``: v* is sought."""
     dtype = jnp.promote_types(gram.dtype, deficit.dtype)
     gram, deficit = gram.astype(dtype), deficit.astype(dtype)
     size = deficit.shape[0]
@@ -68,8 +69,10 @@ def scaled_program(
 
     squared = jnp.diagonal(gram)
     present = mask & (squared >= jnp.finfo(dtype).tiny)
-    # Any fixed scaling leaves lambda^T N as it is: its own derivative is no part of the answer.
-    inverse = lax.stop_gradient(jnp.where(present, jnp.where(present, squared, 1.0) ** -0.5, 1))
+    inverse = jnp.where(present, jnp.where(present, squared, 1.0) ** -0.5, 1)
+    if not lowered:
+        # Any fixed scaling leaves lambda^T N as it is: its derivative is no part of the answer.
+        inverse = lax.stop_gradient(inverse)
     both = present[:, None] & present[None, :]
     identity = jnp.eye(size, dtype=dtype)
     unit = jnp.where(both, gram * inverse[:, None] * inverse[None, :], identity)
@@ -128,6 +131,14 @@ def floating(value: ArrayLike) -> jax.Array:
     """An array of at least single precision."""
     array = jnp.asarray(value)
     return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+
+
+def row_norms(normals: jax.Array) -> jax.Array:
+    """|N_k| [K] of rows [K, D] of any size, whose squares might vanish; one for zero rows."""
+    peak = lax.stop_gradient(jnp.max(jnp.abs(normals), axis=1))
+    safe = jnp.where(peak > 0, peak, 1.0)
+    squares = jnp.sum((normals / safe[:, None]) ** 2, axis=1)
+    return safe * jnp.sqrt(jnp.where(peak > 0, squares, 1.0))
 
 
 def row_mask(mask: ArrayLike | None, size: int) -> jax.Array:

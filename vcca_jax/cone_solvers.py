@@ -77,6 +77,7 @@ def free_rows(multipliers: jax.Array, slack: jax.Array, caps: jax.Array | None =
 
 class _Interior(NamedTuple):
     multipliers: jax.Array
+    room: jax.Array  # cap - lambda, which would round to zero; one where there is no cap
     slack: jax.Array  # price of lambda >= 0
     excess: jax.Array  # price of lambda <= cap; zero where there is no cap
     step: jax.Array
@@ -100,66 +101,64 @@ def interior_point(
     ceiling = ones if caps is None else jnp.where(capped, caps, 1.0)
     pairs = size + jnp.sum(capped)
 
-    def distance(value: jax.Array) -> jax.Array:
-        return jnp.where(capped, ceiling - value, 1.0)
-
     def longest(value: jax.Array, change: jax.Array) -> jax.Array:
         ratio = jnp.where(change < 0, value / jnp.where(change < 0, -change, 1.0), jnp.inf)
         return jnp.min(ratio)
 
-    def mean_gap(value: jax.Array, slack: jax.Array, excess: jax.Array) -> jax.Array:
-        return jnp.sum(value * slack + distance(value) * excess) / pairs
+    def mean_gap(point: _Interior) -> jax.Array:
+        return jnp.sum(point.multipliers * point.slack + point.room * point.excess) / pairs
 
     def unfinished(state: _Interior) -> jax.Array:
         return ~state.done & (state.step < INTERIOR_STEPS)
 
     def newton(state: _Interior) -> _Interior:
-        value, slack, excess = state.multipliers, state.slack, state.excess
-        room = distance(value)
+        value, room, slack, excess, _, _ = state
         error = matmul(gram, value) - deficit - slack + excess
-        gap = mean_gap(value, slack, excess)
+        gap = mean_gap(state)
         lower, upper = slack / value, excess / room
         # The ridge makes Newton's step inexact, not its fixed point; without it the factor
         # breaks down once more rows bind than the rank of G.
         solve = restricted_solver(gram + jnp.diag(lower + upper), everything, ridge)
 
-        def step_lengths(change: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
-            shrinking = jnp.where(capped, -change, 0.0)
+        def moved(
+            length: jax.Array, change: jax.Array, low: jax.Array, high: jax.Array
+        ) -> _Interior:
+            return state._replace(
+                multipliers=value + length * change,
+                room=room - jnp.where(capped, length * change, 0.0),
+                slack=slack + length * low,
+                excess=excess + length * high,
+            )
+
+        def longest_step(change: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
             return jnp.minimum(
                 jnp.minimum(longest(value, change), longest(slack, low)),
-                jnp.minimum(longest(room, shrinking), longest(excess, high)),
+                jnp.minimum(longest(room, jnp.where(capped, -change, 0.0)), longest(excess, high)),
             )
 
         predicted = solve(-error - slack + excess)
         low, high = -slack - lower * predicted, -excess + upper * predicted
-        length = jnp.minimum(1.0, step_lengths(predicted, low, high))
-        reached = mean_gap(value + length * predicted, slack + length * low, excess + length * high)
+        length = jnp.minimum(1.0, longest_step(predicted, low, high))
+        reached = mean_gap(moved(length, predicted, low, high))
         centre = gap * (reached / gap) ** 3
         push = (centre - predicted * low) / value - slack
         pull = jnp.where(capped, (centre + predicted * high) / room - excess, 0.0)
         change = solve(push - pull - error)
         low, high = push - lower * change, pull + upper * change
-        length = jnp.minimum(1.0, 0.99 * step_lengths(change, low, high))
-        new = _Interior(
-            value + length * change,
-            slack + length * low,
-            excess + length * high,
-            state.step + 1,
-            state.done,
-        )
-        inside = (new.multipliers > 0) & (new.slack > 0) & (distance(new.multipliers) > 0)
+        new = moved(jnp.minimum(1.0, 0.99 * longest_step(change, low, high)), change, low, high)
+        inside = (new.multipliers > 0) & (new.slack > 0) & (new.room > 0)
         usable = jnp.all(inside & (~capped | (new.excess > 0))) & jnp.isfinite(
             jnp.sum(new.multipliers) + jnp.sum(new.slack) + jnp.sum(new.excess)
         )
         error = matmul(gram, new.multipliers) - deficit - new.slack + new.excess
-        closed = (mean_gap(new.multipliers, new.slack, new.excess) < epsilon**2) & (
-            jnp.max(jnp.abs(error)) < 4.0 * epsilon
-        )
+        closed = (mean_gap(new) < epsilon**2) & (jnp.max(jnp.abs(error)) < 4.0 * epsilon)
         kept = jax.tree.map(lambda after, before: jnp.where(usable, after, before), new, state)
         return kept._replace(step=state.step + 1, done=~usable | closed)
 
+    begun = jnp.minimum(1.0, jnp.where(capped, 0.5 * ceiling, 1.0))
     start = _Interior(
-        jnp.minimum(1.0, jnp.where(capped, 0.5 * ceiling, 1.0)),
+        begun,
+        jnp.where(capped, ceiling - begun, 1.0),
         ones,
         jnp.where(capped, 1.0, 0.0),
         jnp.asarray(0),
@@ -186,7 +185,11 @@ def refine(
     """
     # Large enough for a factor that has no second attempt.
     ridge = smallest_ridge(gram.dtype) * gram.shape[0] ** 0.5
-    free = free_rows(multipliers, matmul(gram, multipliers) - deficit, caps)
+    slack = matmul(gram, multipliers) - deficit
+    free = free_rows(multipliers, slack, caps)
+    if caps is not None:
+        # A cap that is nearly reached moves the free rows too.
+        multipliers = jnp.where(free, multipliers, jnp.clip(multipliers - slack, 0.0, caps))
 
     def residual(value: jax.Array) -> jax.Array:
         return jnp.where(free, deficit - matmul(gram, value), 0.0)

@@ -17,7 +17,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from vcca_jax.cone_duals import Policy, solve_cone_duals
-from vcca_jax.cone_programs import floating
+from vcca_jax.cone_programs import floating, row_norms
 from vcca_jax.cone_solvers import free_rows, matmul
 from vcca_jax.cones import ConeProjection, cone_projection, correct
 
@@ -122,7 +122,9 @@ def _stacked(
             jnp.broadcast_to(value[None], (g.shape[0], *value.shape)) for value in (norm, gram)
         )
     else:
-        norm, gram, products, size = lax.map(lambda agent: _products(*agent), (normals, g, mask))
+        norm, gram, products, size = lax.map(
+            lambda agent: _products(normals, g, *agent), (jnp.arange(g.shape[0]), mask)
+        )
     limits = limits / norm
     caps = None
     if prices is not None:
@@ -135,15 +137,16 @@ def _stacked(
     if policy == "least_violation":
         kept = jnp.isfinite(solution.residual)
 
+    stack = normals[None] if shared else normals
+
     def finish(agent: Any) -> tuple[jax.Array, jax.Array]:
-        row, norm, mask, gram, limit, cap, value, good, index = agent
-        rows = normals if shared else normals[index]
-        return _update(row, rows, norm, mask, gram, limit, cap, value, good)
+        index, *parts = agent
+        return _update(g, stack, index, 0 if shared else index, *parts)
 
     update, multipliers = lax.map(
         finish,
         (
-            g,
+            jnp.arange(g.shape[0]),
             norm,
             mask,
             gram,
@@ -151,7 +154,6 @@ def _stacked(
             caps,
             solution.multipliers,
             kept,
-            jnp.arange(g.shape[0]),
         ),
     )
     return ConeProjection(
@@ -168,11 +170,17 @@ def _stacked_jvp(policy: Policy, primals: Any, tangents: Any) -> tuple[Any, Any]
     return jax.jvp(partial(_by_agent, policy), primals, tangents)
 
 
+def _part(stack: jax.Array, index: jax.Array | int, at: Any, width: int) -> jax.Array:
+    """stack[index, ..., at : at + width]: without it, a whole agent would be copied first."""
+    start = (index, *(0,) * (stack.ndim - 2), at)
+    return lax.dynamic_slice(stack, start, (1, *stack.shape[1:-1], width))[0]
+
+
 def _products(
-    normals: jax.Array, g: jax.Array, mask: jax.Array
+    normals: jax.Array, g: jax.Array, index: jax.Array, mask: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Of one agent: the rows' norms, and the inner products of unit rows, with g too, and |g|."""
-    gram, along, square = _raw_products(normals, g, mask)
+    gram, along, square = _raw_products(normals, g, index, mask)
     diagonal = jnp.append(jnp.where(mask, jnp.diagonal(gram), 1.0), square)
     # Squares beyond these have lost digits to underflow, or are about to overflow.
     limits = jnp.finfo(g.dtype)
@@ -185,7 +193,7 @@ def _products(
         return norm, gram * inverse[:, None] * inverse[None, :], along * inverse, jnp.sqrt(square)
 
     def scaled() -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        return _scaled_products(jnp.where(mask[:, None], normals, 0.0), g)
+        return _scaled_products(jnp.where(mask[:, None], normals[index], 0.0), g[index])
 
     return lax.cond(safe, plain, scaled)
 
@@ -194,10 +202,7 @@ def _scaled_products(
     normals: jax.Array, g: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """The same from unit rows, for gradients of any size."""
-    peak = jnp.max(jnp.abs(normals), axis=1)
-    safe = jnp.where(peak > 0, peak, 1.0)
-    norm = safe * jnp.linalg.norm(normals / safe[:, None], axis=1)
-    norm = jnp.where(peak > 0, norm, 1.0)
+    norm = row_norms(normals)
     rows = normals / norm[:, None]
     return norm, matmul(rows, rows.T), matmul(rows, g), jnp.linalg.norm(g)
 
@@ -211,27 +216,30 @@ def _shared_products(
 
 
 def _raw_products(
-    normals: jax.Array, g: jax.Array, mask: jax.Array
+    normals: jax.Array, g: jax.Array, index: jax.Array, mask: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    size, width = normals.shape
+    width = g.shape[1]
 
     def of(rows: jax.Array, part: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         rows = jnp.where(mask[:, None], rows, 0.0)
         return matmul(rows, rows.T), matmul(rows, part), matmul(part, part)
 
-    def add(index: jax.Array, sums: Any) -> Any:
-        rows = lax.dynamic_slice(normals, (0, index * CHUNK), (size, CHUNK))
-        part = lax.dynamic_slice(g, (index * CHUNK,), (CHUNK,))
-        return jax.tree.map(jnp.add, sums, of(rows, part))
+    def add(step: jax.Array, sums: Any) -> Any:
+        at = step * CHUNK
+        parts = of(_part(normals, index, at, CHUNK), _part(g, index, at, CHUNK))
+        return jax.tree.map(jnp.add, sums, parts)
 
     whole = width // CHUNK
-    start = of(normals[:, whole * CHUNK :], g[whole * CHUNK :])
+    done, rest = whole * CHUNK, width % CHUNK
+    start = of(_part(normals, index, done, rest), _part(g, index, done, rest))
     return lax.fori_loop(0, whole, add, start)
 
 
 def _update(
     g: jax.Array,
     normals: jax.Array,
+    index: jax.Array,
+    cone: jax.Array | int,
     norm: jax.Array,
     mask: jax.Array,
     gram: jax.Array,
@@ -241,7 +249,7 @@ def _update(
     kept: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """g + N^T lambda of one agent, corrected where that matters."""
-    size, width = normals.shape
+    width = g.shape[1]
     inverse = 1.0 / norm
     coefficients = multipliers * inverse
 
@@ -250,17 +258,17 @@ def _update(
         new = part + matmul(coefficients, rows)
         return new, matmul(rows, new), matmul(new, new)
 
-    def add(index: jax.Array, state: Any) -> Any:
+    def add(step: jax.Array, state: Any) -> Any:
         update, along, square = state
-        at = index * CHUNK
-        rows = lax.dynamic_slice(normals, (0, at), (size, CHUNK))
-        new, more, part = of(rows, lax.dynamic_slice(update, (at,), (CHUNK,)))
+        at = step * CHUNK
+        new, more, part = of(_part(normals, cone, at, CHUNK), _part(g, index, at, CHUNK))
         return lax.dynamic_update_slice(update, new, (at,)), along + more, square + part
 
     def moved() -> tuple[jax.Array, jax.Array]:
         whole = width // CHUNK
-        tail, along, square = of(normals[:, whole * CHUNK :], g[whole * CHUNK :])
-        begun = lax.dynamic_update_slice(g, tail, (whole * CHUNK,))
+        done, rest = whole * CHUNK, width % CHUNK
+        tail, along, square = of(_part(normals, cone, done, rest), _part(g, index, done, rest))
+        begun = lax.dynamic_update_slice(jnp.zeros((width,), g.dtype), tail, (done,))
         update, along, square = lax.fori_loop(0, whole, add, (begun, along, square))
         missing = limits - along * inverse
         free = free_rows(multipliers, -missing, caps)
@@ -269,7 +277,7 @@ def _update(
         largest = jnp.max(jnp.where(free, jnp.abs(missing), 0.0))
 
         def corrected() -> tuple[jax.Array, jax.Array]:
-            rows = jnp.where(mask[:, None], normals * inverse[:, None], 0.0)
+            rows = jnp.where(mask[:, None], normals[cone] * inverse[:, None], 0.0)
             change, drift = correct(gram, rows, limits, caps, update, multipliers, kept)
             return update + drift, jnp.clip(multipliers + change, 0.0, caps)
 
@@ -277,9 +285,9 @@ def _update(
         fine = (largest <= enough) & jnp.isfinite(square)
         return lax.cond(fine, lambda: (update, multipliers), corrected)
 
-    still = (jnp.zeros_like(g), multipliers)
+    still = (jnp.zeros((width,), g.dtype), multipliers)
     return lax.cond(
         kept,
-        lambda: lax.cond(jnp.any(multipliers > 0), moved, lambda: (g, multipliers)),
+        lambda: lax.cond(jnp.any(multipliers > 0), moved, lambda: (g[index], multipliers)),
         lambda: still,
     )

@@ -26,7 +26,7 @@ from vcca_jax.cone_duals import (
     solve_cone_dual,
     solve_cone_duals,
 )
-from vcca_jax.cone_programs import floating, per_row, row_mask
+from vcca_jax.cone_programs import floating, per_row, row_mask, row_norms
 from vcca_jax.cone_solvers import matmul
 
 __all__ = [
@@ -84,10 +84,10 @@ def cone_projection(
         return ConeProjection(g, margins, true, jnp.zeros((), dtype), margins)
 
     # Unit rows before the Gram matrix: squares of small gradients would vanish in float32.
-    peak = jnp.max(jnp.abs(normals), axis=1)
-    safe = jnp.where(peak > 0, peak, 1.0)
-    norm = safe * jnp.linalg.norm(normals / safe[:, None], axis=1)
-    norm = jax.lax.stop_gradient(jnp.where(peak > 0, norm, 1.0))
+    norm = row_norms(normals)
+    if policy == "drop":
+        # Any fixed scaling leaves lambda^T N as it is; v* is the smallest on *unit* rows.
+        norm = jax.lax.stop_gradient(norm)
     inverse = 1.0 / norm
     rows, limits = normals * inverse[:, None], margins * inverse
     gram = matmul(rows, rows.T)

@@ -207,7 +207,7 @@ class _Newton(NamedTuple):
 
 def newton(program: Program, start: Point, skip: jax.Array) -> tuple[Point, jax.Array]:
     """The best point of a few Newton steps from ``start``, which counts, and its residual."""
-    tolerance = 4.0 * float(jnp.finfo(program.gram.dtype).eps)
+    tolerance = 2.0 * float(jnp.finfo(program.gram.dtype).eps)
 
     def unfinished(state: _Newton) -> jax.Array:
         return ~state.done & (state.step < NEWTON_STEPS)

@@ -1,16 +1,30 @@
 """How fast and how exact is the projection onto admissible cones?
 
-The dual stage only, as the library meets it: Gram matrices [A, K, K] and deficits [A, K] in,
-multipliers out. Ours is one jitted ``vmap`` in float32; the others are loops of float64 solvers
-over agents, the peers that are importable are vmapped. All are timed in turn, round by round, so
-that a busy machine slows all alike; medians are reported (fastest in brackets), compilation is
-left out. The error is that of g + N^T lambda against quadprog on the rows themselves, relative to
-the largest admissible update.
+First the dual alone, as the library meets it: Gram matrices [A, K, K] and deficits [A, K] in,
+multipliers out. Ours is ``solve_cone_duals``, jitted, in float32; the others are loops of float64
+solvers over agents, the peers that are importable (qpax, jaxopt) are vmapped. The error is that of
+g + N^T lambda against quadprog on the rows themselves, relative to the largest admissible update.
+
+Then the whole of it on materialised stacks: gradients [A, D] and rows [A, K, D] in, updates out, in
+float32. Ours is ``project_stack_onto_cones``; its twin is ``vmap(cone_projection)``; the peer is a
+loop over agents of BLAS products, quadprog on the dual and one more product. *Bound* is the time
+that the least traffic takes at the bandwidth of a copy, measured in the same rounds: rows and
+gradients read once for the inner products, and once more beside the update's write.
+
+All are timed in turn, round by round, so that a busy machine slows all alike; medians are reported
+(fastest in brackets), compilation is left out.
+
+Predictions, written before the first run of this form, on two cores. The dual: 3 to 5 times as
+fast as a loop of quadprog for few rows (K = 4), where calls cost more than arithmetic, and 2 to 3
+times at K = 64; as fast as nnls at K = 64; 8 to 12 times as fast as vmapped qpax everywhere. The
+whole: 2 to 3 times the bound, 4 times as fast as the twin, and no faster than the loop, because
+both wait for memory; the dual takes below 1 % of the inner products' time at D = 10^6.
 
     python -m experiments.benchmarks.projection --out projection.json
 """
 
 import argparse
+import functools
 import importlib.util
 from collections.abc import Callable
 from functools import partial
@@ -23,7 +37,17 @@ import quadprog
 from scipy.optimize import nnls
 
 from experiments.benchmarks.timing import keep, ratio, rounds
-from vcca_jax.cones import solve_cone_dual
+from vcca_jax.cone_stacks import project_stack_onto_cones
+from vcca_jax.cones import cone_projection, solve_cone_duals
+
+# Agents, rows, parameters: half a gigabyte at most.
+STACKS = [
+    (64, 4, 100_000),
+    (8, 16, 100_000),
+    (8, 64, 100_000),
+    (8, 4, 1_000_000),
+    (4, 16, 1_000_000),
+]
 
 Solver = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -59,7 +83,7 @@ def nnls_loop(grams: np.ndarray, deficits: np.ndarray) -> np.ndarray:
 
 
 def ours() -> Solver:
-    solve = jax.jit(jax.vmap(lambda gram, deficit: solve_cone_dual(gram, deficit).multipliers))
+    solve = jax.jit(lambda grams, deficits: solve_cone_duals(grams, deficits).multipliers)
     return lambda grams, deficits: jax.block_until_ready(solve(grams, deficits))
 
 
@@ -90,6 +114,7 @@ def jaxopt_vmapped() -> Solver:
     return lambda grams, deficits: jax.block_until_ready(batch(grams, deficits))
 
 
+@functools.cache
 def solvers() -> dict[str, tuple[Solver, type]]:
     """Name -> (solver, the number format it is given)."""
     found: dict[str, tuple[Solver, type]] = {
@@ -159,6 +184,96 @@ def line(result: dict) -> str:
     return f"A {result['agents']:4d}  K {result['rows']:3d}  {kind:11s} | " + " | ".join(cells)
 
 
+@jax.jit
+def whole(gradients: jax.Array, normals: jax.Array) -> jax.Array:
+    return project_stack_onto_cones(gradients, normals).update
+
+
+@jax.jit
+def twin(gradients: jax.Array, normals: jax.Array) -> jax.Array:
+    return jax.vmap(cone_projection)(gradients, normals).update
+
+
+@jax.jit
+def inner_products(gradients: jax.Array, normals: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """What the dual needs, agent by agent."""
+    return jax.lax.map(
+        lambda agent: (agent[1] @ agent[1].T, agent[1] @ agent[0]), (gradients, normals)
+    )
+
+
+@jax.jit
+def duals(grams: jax.Array, products: jax.Array) -> jax.Array:
+    return solve_cone_duals(grams, -products).multipliers
+
+
+@jax.jit
+def copied(stack: jax.Array) -> jax.Array:
+    return stack + 1.0
+
+
+def blas_loop(gradients: np.ndarray, normals: np.ndarray) -> np.ndarray:
+    """Products in float32, the dual by quadprog in float64: one call an agent."""
+    identity, zeros = np.eye(normals.shape[1]), np.zeros(normals.shape[1])
+    updates = np.empty_like(gradients)
+    for index, (g, rows) in enumerate(zip(gradients, normals, strict=True)):
+        gram, products = rows @ rows.T, rows @ g
+        solution = quadprog.solve_qp(gram.astype(float), -products.astype(float), identity, zeros)
+        updates[index] = g + solution[0].astype(np.float32) @ rows
+    return updates
+
+
+def measure_whole(agents: int, rows: int, width: int, turns: int) -> dict:
+    """Times the projection of a materialised stack, its parts and a copy, round by round."""
+    rng = np.random.default_rng(rows)
+    normals = rng.standard_normal((agents, rows, width), np.float32)
+    gradients = rng.standard_normal((agents, width), np.float32)
+    stack = (jnp.asarray(gradients), jnp.asarray(normals))
+    products = inner_products(*stack)
+    seconds = rounds(
+        {
+            "ours": partial(whole, *stack),
+            "vmap": partial(twin, *stack),
+            "BLAS and quadprog loop": partial(blas_loop, gradients, normals),
+            "inner products": partial(inner_products, *stack),
+            "dual": partial(duals, *products),
+            "copy": partial(copied, stack[1]),
+        },
+        turns,
+    )
+    # One read and one write.
+    bandwidth = 2 * normals.nbytes / min(seconds["copy"])
+    traffic = 2 * normals.nbytes + 3 * gradients.nbytes
+    ours, twins = np.asarray(whole(*stack)), np.asarray(twin(*stack))
+    return {
+        "agents": agents,
+        "rows": rows,
+        "width": width,
+        "rounds": turns,
+        "milliseconds": {name: 1e3 * float(np.median(times)) for name, times in seconds.items()},
+        "fastest_milliseconds": {name: 1e3 * min(times) for name, times in seconds.items()},
+        "ratio_to_ours": {name: ratio(seconds, name, "ours") for name in seconds},
+        "dual_over_inner_products": ratio(seconds, "dual", "inner products"),
+        "gigabytes_a_second": bandwidth / 1e9,
+        "bound_milliseconds": 1e3 * traffic / bandwidth,
+        "difference_to_vmap": float(np.max(np.abs(ours - twins)) / np.max(np.abs(twins))),
+    }
+
+
+def line_of_whole(result: dict) -> str:
+    cells = [
+        f"{name} {result['milliseconds'][name]:.2f} "
+        f"({result['fastest_milliseconds'][name]:.2f}) ms {result['ratio_to_ours'][name]:.1f}x"
+        for name in result["milliseconds"]
+    ]
+    return (
+        f"A {result['agents']:3d}  K {result['rows']:3d}  D {result['width']:7d} | "
+        f"{' | '.join(cells)} | bound {result['bound_milliseconds']:.1f} ms at "
+        f"{result['gigabytes_a_second']:.1f} GB/s | dual / inner products "
+        f"{result['dual_over_inner_products']:.3f}"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="one tiny size, two rounds")
@@ -173,7 +288,12 @@ def main() -> None:
             for size in rows:
                 results.append(measure(number, size, correlated, turns))
                 print(line(results[-1]), flush=True)
-    keep(options.out, results=results)
+    stacks = [(2, 4, 10_000)] if options.smoke else STACKS
+    wholes = []
+    for stack in stacks:
+        wholes.append(measure_whole(*stack, max(2, turns // 3)))
+        print(line_of_whole(wholes[-1]), flush=True)
+    keep(options.out, results=results, stacks=wholes)
 
 
 if __name__ == "__main__":
