@@ -141,6 +141,16 @@ def nearly_dependent(rng, rows, width, condition):
     return rng.standard_normal(width), normals, np.zeros(rows)
 
 
+def degenerate(rng, rows, width):
+    """Integer rows of which the second half are sums of others, with signs: exactly dependent."""
+    half = rows // 2
+    normals = rng.integers(-3, 4, (rows, width)).astype(float)
+    for row in range(half, rows):
+        chosen = rng.choice(half, 2, replace=False)
+        normals[row] = rng.choice([-1, 1], 2) @ normals[chosen]
+    return rng.integers(-3, 4, width).astype(float), normals, np.zeros(rows)
+
+
 def margins_by(rng, rows, width, distance):
     """Unit rows whose margins can be met with ``distance`` to spare, or miss by as much."""
     normals = rng.standard_normal((rows, width))

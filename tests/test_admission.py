@@ -27,9 +27,7 @@ STATED = [[protect("V0"), forbid("V1")], [protect("V2", -0.1)], [], [forbid("V3"
 
 
 def profiles_of(stated):
-    return value_profiles(
-        NAMES, stated, params=unflatten(np.zeros(10)), constraints=3, patterns=3
-    )
+    return value_profiles(NAMES, stated, params=unflatten(np.zeros(10)), constraints=3, patterns=3)
 
 
 def quadratic(params, target):

@@ -196,19 +196,18 @@ def test_derivatives_agree_with_finite_differences_where_the_rank_stays(rows_mov
         for _ in range(3):
             # With more binding rows than dimensions the rank stays when they move; without,
             # moving them makes a contradiction an acute angle, which has no derivative.
-            width = 2 if rows_move else WIDTH
-            normals = rng.standard_normal((ROWS, width))
+            plane = np.arange(WIDTH) < (2 if rows_move else WIDTH)
+            normals = rng.standard_normal((ROWS, WIDTH)) * plane
             angles = 0.4 + 2 * np.pi * np.arange(3) / 3
             normals[:3] = 0.0
             normals[:3, 0], normals[:3, 1] = np.cos(angles), np.sin(angles)
-            margins = np.r_[0.3, 0.2, 0.25, -9.0, -0.1 if width > 2 else -9.0]
-            cone = (rng.standard_normal(width), normals, margins)
+            margins = np.r_[0.3, 0.2, 0.25, -9.0, -9.0 if rows_move else -0.1]
+            cone = (rng.standard_normal(WIDTH), normals, margins)
             every = np.ones(ROWS, bool)
             assert not project(*cone, every).feasible
             tangents = tuple(rng.standard_normal(x.shape) for x in cone)
-            if not rows_move:
-                tangents = (tangents[0], np.zeros_like(normals), tangents[2])
-            cotangent = rng.standard_normal(width)
+            tangents = (tangents[0], tangents[1] * plane * rows_move, tangents[2])
+            cotangent = rng.standard_normal(WIDTH)
             tangent, pulled = derivatives(cone, tangents, cotangent)
             ahead, behind = (
                 project(*(x + s * t for x, t in zip(cone, tangents, strict=True)), every).update
