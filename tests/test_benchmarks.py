@@ -5,10 +5,20 @@ import sys
 
 import pytest
 
-from experiments.benchmarks import ledger, projection, traversal
+from experiments.benchmarks import conic, ledger, projection, screening, traversal
 
 
-@pytest.mark.parametrize("benchmark", [ledger, projection, traversal], ids=lambda m: m.__name__)
+@pytest.mark.parametrize(
+    "benchmark",
+    [
+        pytest.param(conic, marks=pytest.mark.slow),  # three cone programs to compile
+        ledger,
+        projection,
+        screening,
+        traversal,
+    ],
+    ids=lambda module: module.__name__,
+)
 def test_it_runs_and_keeps_its_numbers(benchmark, tmp_path, monkeypatch, capsys):
     out = tmp_path / "results" / "smoke.json"
     monkeypatch.setattr(sys, "argv", [benchmark.__name__, "--smoke", "--out", str(out)])

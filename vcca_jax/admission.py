@@ -87,6 +87,10 @@ def keep_admissible(
     applied: parameters stay, the optimizer's memory moves on. So over a whole run no protected
     loss rises in a step beyond the tolerance, whatever the optimizer.
 
+    A protected value at its minimum, such as a gap that is closed, has no slope for the projection
+    to hold on to, and every step raises it: then little or nothing is applied any more. Give such a
+    value slack, by a margin below zero.
+
     The projection is differentiable; lengths and corrections count as constants. Half-spaces with
     a price are weighed in the projection and not verified. With one active principal's rate or
     margin that others exclude, the least violation is taken.

@@ -1,8 +1,9 @@
 """How fast and how exact is the projection onto admissible cones?
 
 First the dual alone, as the library meets it: Gram matrices [A, K, K] and deficits [A, K] in,
-multipliers out. Ours is ``solve_cone_duals``, jitted, in float32; the others are loops of float64
-solvers over agents, the peers that are importable (qpax, jaxopt) are vmapped. The error is that of
+multipliers out, each solver in the arrays it works on. Ours is ``solve_cone_duals``, jitted, in
+float32; the others are loops of float64 solvers over agents, and the peers that are importable:
+qpax and jaxopt, vmapped, and TorchJD's projector, one call an agent. The error is that of
 g + N^T lambda against quadprog on the rows themselves, relative to the largest admissible update.
 
 Then the whole of it on materialised stacks: gradients [A, D] and rows [A, K, D] in, updates out, in
@@ -22,6 +23,9 @@ whole: 2 to 3 times the bound, 4 times as fast as the twin, and no faster than t
 both wait for memory; the dual takes below 1 % of the inner products' time at D = 10^6.
 
     python -m experiments.benchmarks.projection --out projection.json
+
+Peers are never a dependency. To have them measured, make a virtual environment beside the project's
+with what ``vcca_jax`` needs and ``pip install qpax jaxopt torch torchjd qpsolvers quadprog scipy``.
 """
 
 import argparse
@@ -115,17 +119,38 @@ def jaxopt_vmapped() -> Solver:
     return lambda grams, deficits: jax.block_until_ready(batch(grams, deficits))
 
 
+def torchjd_loop() -> Solver:
+    """Its projector: min v^T G v, v >= u; here u = -G^-1 b, and lambda = v - u."""
+    import torch
+    from torchjd.linalg import QuadprogProjector
+
+    projector = QuadprogProjector()
+
+    def solve(grams: np.ndarray, deficits: np.ndarray) -> np.ndarray:
+        weights = -np.linalg.solve(grams, deficits[:, :, None])[:, :, 0]
+        pairs = zip(torch.from_numpy(weights), torch.from_numpy(grams), strict=True)
+        return np.stack([projector(u, gram).numpy() for u, gram in pairs]) - weights
+
+    return solve
+
+
 @functools.cache
-def solvers() -> dict[str, tuple[Solver, type]]:
-    """Name -> (solver, the number format it is given)."""
-    found: dict[str, tuple[Solver, type]] = {
-        "ours": (ours(), np.float32),
-        "quadprog loop": (quadprog_loop, np.float64),
-        "nnls loop": (nnls_loop, np.float64),
+def solvers() -> dict[str, tuple[Solver, Callable]]:
+    """Name -> (solver, what makes the arrays it is given)."""
+    single, double = partial(jnp.asarray, dtype=jnp.float32), np.asarray
+    found: dict[str, tuple[Solver, Callable]] = {
+        "ours": (ours(), single),
+        "quadprog loop": (quadprog_loop, double),
+        "nnls loop": (nnls_loop, double),
     }
-    for name, make in (("qpax", qpax_vmapped), ("jaxopt", jaxopt_vmapped)):
+    peers: tuple[tuple[str, Callable, Callable], ...] = (
+        ("qpax", qpax_vmapped, single),
+        ("jaxopt", jaxopt_vmapped, single),
+        ("torchjd", torchjd_loop, double),
+    )
+    for name, make, arrays in peers:
         if importlib.util.find_spec(name) is not None:
-            found[name] = (make(), np.float32)
+            found[name] = (make(), arrays)
     return found
 
 
@@ -147,9 +172,7 @@ def measure(agents: int, rows: int, correlated: bool, turns: int) -> dict:
     deficits = -np.einsum("akd,ad->ak", normals, gradients)
     exact = exact_updates(normals, gradients)
     entries = solvers()
-    inputs = {
-        name: (grams.astype(dtype), deficits.astype(dtype)) for name, (_, dtype) in entries.items()
-    }
+    inputs = {name: (arrays(grams), arrays(deficits)) for name, (_, arrays) in entries.items()}
     errors = {}
     for name, (solve, _) in entries.items():
         multipliers = np.asarray(solve(*inputs[name]), float)
