@@ -240,9 +240,9 @@ def test_contradictions_within_a_profile_are_pointed_out(opposed):
 def test_contradictions_between_principals_are_pointed_out_under_the_scope_everyone(opposed):
     result = invoke("profiles", opposed, "--scope", "everyone", width=200)
     assert result.exit_code == 1
-    told = [line for line in result.stdout.splitlines() if line.startswith("- ")]
+    told = re.sub(r"\s+", " ", result.stdout).split("- ")
     assert any("'men': cleveland (protect)" in t and "hungarian (forbid)" in t for t in told)
-    assert any("hungarian (within_angle)" in t and "cleveland (forbid)" in t for t in told)
+    assert any("hungarian (within_angle)" in t and "cleveland (forbid)" in t for t in told), told
     sold = result.stdout.index("what has a price gives way")
     assert result.stdout.index("'sex told': va long beach (protect)") > sold
 

@@ -14,7 +14,9 @@ from vcca_jax import corruption, partition, share_rules
 from vcca_jax.admission import Admission, AdmissionState, keep_admissible
 from vcca_jax.baselines.centralized import centralized
 from vcca_jax.checks import checked
-from vcca_jax.cones import cone_projection, project_onto_cone, solve_cone_dual
+from vcca_jax.cone_stacks import project_stack_onto_cones
+from vcca_jax.cones import cone_projection, project_onto_cone, solve_cone_dual, solve_cone_duals
+from vcca_jax.conic import solve_conic_program
 from vcca_jax.constraints import (
     Constraint,
     forbid,
@@ -118,12 +120,15 @@ __all__ = [
     "permutation_shapley",
     "preserve",
     "project_onto_cone",
+    "project_stack_onto_cones",
     "protect",
     "quantise",
     "screen",
     "screened_by",
     "share_rules",
     "solve_cone_dual",
+    "solve_cone_duals",
+    "solve_conic_program",
     "split_traversal",
     "streamed_rows",
     "training_utility",

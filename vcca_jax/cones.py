@@ -148,7 +148,7 @@ def project_onto_cone(
 
     Safe under jit, vmap, jvp and vjp. Relative error of u against a float64 quadratic program:
     about 1e-6 in float32 and 1e-12 in float64 for well-conditioned, duplicate, opposing and zero
-    rows; it grows with the condition number of the unit rows (float32: below 1e-5 at 100 and
+    rows; it grows with the condition number of the unit rows (float32: mostly below 1e-5 at 100 and
     1e-4 at 1000). g inside the cone is returned bit for bit.
 
     Args:

@@ -100,7 +100,7 @@ def solve_conic_program(
     admissible, and ``feasible`` is True without asking rounding; should the answer then not be
     verified even to eps^(1/4), u = 0 is returned.
 
-    The derivative (jvp and vjp, of any order) is that of the optimality conditions with the
+    The derivative (jvp and vjp) is that of the optimality conditions with the
     binding constraints held binding. Where a constraint is about to bind it is one of the
     one-sided derivatives. At the apex, u = 0 by angle cones, it is 0: right where g is inside the
     polar of the admissible cone, and one of the one-sided derivatives on its boundary. ``residual``
