@@ -14,7 +14,7 @@ from experiments.benchmarks import conic, ledger, projection, screening, travers
         pytest.param(conic, marks=pytest.mark.slow),  # three cone programs to compile
         ledger,
         projection,
-        screening,
+        pytest.param(screening, marks=pytest.mark.slow),  # ten steps to compile
         traversal,
     ],
     ids=lambda module: module.__name__,
