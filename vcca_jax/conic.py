@@ -94,6 +94,11 @@ def solve_conic_program(
     degrees in float32, 5e-4 in float64), and radii below eps^(2/3) times the program's size, are
     taken for that: to ask for an exact 0 of some <u, V_m>, give the half-spaces of both signs.
 
+    Where rows depend on each other exactly, multipliers that cancel may come out so large in
+    float32 (a million times the update) that their rounding is of the update's size: about one in
+    700 of wild random programs. ``feasible`` does not see it; compare ``coefficients`` times the
+    rows' norms with |u| where that matters, or use float64.
+
     Feasibility is decided by verifying the answer: optimality conditions to sqrt(eps), 3e-4 in
     float32 and 1e-8 in float64, nothing farther away than 32 times the larger of |g| and its
     projection onto the half-spaces being searched for. Where no hard margin is above zero u = 0 is
