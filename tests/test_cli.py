@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from tests.test_runs import CONFIG, digests
+from tests.run_examples import CONFIG, digests
 from vcca_jax import cli
 from vcca_jax.runs import load_config
 

@@ -9,40 +9,32 @@ import optax
 import pytest
 from jax.flatten_util import ravel_pytree
 
+from tests.cooperatives import (
+    CAPACITY,
+    CONTEXT,
+    LOSS,
+    MODEL,
+    RATE,
+    STATED,
+    VALUES,
+    in_default,
+    members_and_params,
+    profiles_of,
+    validation_loss,
+)
 from tests.problems import (
-    CLASSES,
-    FEATURES,
     batches,
-    criterion,
-    problem,
     relative_difference,
     shards,
-    tanh_mlp,
 )
 from tests.screens import twin
-from vcca_jax.admission import keep_admissible
 from vcca_jax.baselines.centralized import centralized
-from vcca_jax.constraints import forbid, protect
+from vcca_jax.constraints import protect
 from vcca_jax.contribution import leave_one_out
 from vcca_jax.cooperate import cooperate
-from vcca_jax.cooperative import cooperative, join, leave
+from vcca_jax.cooperative import join, leave
 from vcca_jax.gradients import agent_gradients
-from vcca_jax.metric import adam_metric
-from vcca_jax.model import model_loss
-from vcca_jax.profiles import value_profiles
 from vcca_jax.screening import screen
-from vcca_jax.utility import training_utility
-from vcca_jax.values import group_loss, value_losses
-
-CAPACITY, RATE = 6, 0.1
-NAMES = ("women", "men", "probe")
-STATED = [
-    [protect("women"), protect("men")],
-    [protect("men")],
-    [forbid("probe")],
-    [protect("women"), forbid("probe", -0.01)],
-    [protect("women", 0.2), forbid("women", 0.2)],  # exclude each other
-]
 
 
 @jax.jit
@@ -53,53 +45,6 @@ def measured(params, context, inputs, targets):
 
 def validated(params):
     return jax.jit(validation_loss)(params)
-
-
-def profiles_of(stated):
-    return value_profiles(NAMES, stated, capacity=CAPACITY, constraints=2)
-
-
-def held_out(size, seed):
-    rng = np.random.default_rng(seed)
-    inputs = rng.standard_normal((size, FEATURES)).astype(np.float32)
-    return inputs, rng.integers(0, CLASSES, size).astype(np.int32)
-
-
-MODEL = tanh_mlp()
-LOSS = model_loss(MODEL, criterion)
-INPUTS = held_out(6, 3)[0]
-
-
-def probe_loss(params, context):
-    """How well a linear probe, the context, reads a secret off the body's activations."""
-    secret = jnp.asarray(INPUTS[:, 0])
-    return ((MODEL.body(params["body"], INPUTS) @ context - secret) ** 2).mean()
-
-
-PARAMS = jax.tree.map(np.asarray, problem()[3])
-VALUES = value_losses(
-    {
-        "women": group_loss(LOSS, *held_out(3, 1)),
-        "men": group_loss(LOSS, *held_out(4, 2)),
-        "probe": probe_loss,
-    }
-)
-CONTEXT = np.linspace(-1, 1, 7).astype(np.float32)
-
-
-def validation_loss(params):
-    return LOSS(params, *held_out(8, 4)).mean()
-
-
-def members_and_params():
-    """In float64 under ``jax.enable_x64(True)``, else in float32."""
-    inputs_and_targets = [(in_default(inputs), targets) for inputs, targets in shards()]
-    params = jax.tree.map(jnp.asarray, jax.tree.map(in_default, PARAMS))
-    return cooperative(inputs_and_targets, capacity=CAPACITY), params
-
-
-def in_default(array):
-    return np.asarray(array, jnp.result_type(float))
 
 
 @functools.cache
@@ -370,79 +315,3 @@ def test_an_unknown_way_of_taking_gradients_is_refused():
     state = trainer.init(params, profiles_of(STATED), context=CONTEXT)
     with pytest.raises(ValueError, match="method='guess'"):
         trainer.step(state, batches(members)[0])
-
-
-def admitted_run(optimizer, steps=30, **options):
-    """A float64 run of the whole step: the final state, infos and the loss of every value."""
-    members, params = members_and_params()
-    trainer = cooperate(LOSS, optimizer, validation_loss, VALUES, **options)
-    plan = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(batches(members) * 20)[:steps])
-    stated = [[protect("women"), protect("men")], [], [forbid("probe")], [], [], []]
-
-    @jax.jit
-    def run(params, plan, profiles, context):
-        state = trainer.init(params, profiles, context=context)
-        return jax.lax.scan(trainer.step, state, plan)
-
-    return run(params, plan, profiles_of(stated), jnp.asarray(CONTEXT, jnp.result_type(float)))
-
-
-def test_under_adam_only_what_is_applied_keeps_the_promise():
-    """Screening gradients, screening in Adam's metric, and admitting Adam's own update."""
-    with jax.enable_x64(True):
-        worst = {}
-        for name, optimizer, options in (
-            ("gradients", optax.adam(0.02), {}),
-            ("metric", optax.adam(0.02), {"metric": adam_metric()}),
-            (
-                "applied",
-                keep_admissible(optax.adam(0.02), VALUES, learning_rate=0.02, tolerance=1e-10),
-                {"metric": adam_metric(), "stream_values": True},
-            ),
-        ):
-            state, infos = admitted_run(optimizer, screen=screen(scope="everyone"), **options)
-            harm = np.asarray(infos.value_changes) * [1, 1, -1]
-            worst[name] = harm.max()
-            # What a step did is what the next one finds, and credit still adds up.
-            np.testing.assert_allclose(
-                infos.value_losses[:-1] + infos.value_changes[:-1], infos.value_losses[1:]
-            )
-            np.testing.assert_allclose(
-                infos.gain, infos.credits.sum(axis=1) + infos.residual, atol=1e-12
-            )
-        assert worst["applied"] <= 1e-9
-        assert min(worst["gradients"], worst["metric"]) > 1e-5
-        assert np.asarray(state.optimizer_state.report.verified)
-        assert (np.asarray(state.credits) != 0).any()
-
-
-def test_a_whole_run_is_valued_with_what_is_applied():
-    """Retraining under an admitting optimizer is the trainer's own run, at full participation."""
-    with jax.enable_x64(True):
-        members, params = members_and_params()
-        optimizer = keep_admissible(optax.sgd(RATE), VALUES, learning_rate=RATE)
-        plan = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches(members))
-        stated = profiles_of([[protect("women")], [], [], [], [], []])
-        context = jnp.asarray(CONTEXT, jnp.result_type(float))
-
-        @jax.jit
-        def both(params, plan, profiles, context):
-            apply = screen(scope="everyone")
-            trainer = cooperate(LOSS, optimizer, validation_loss, VALUES, screen=apply)
-            state = trainer.init(params, profiles, context=context)
-            final, _ = jax.lax.scan(trainer.step, state, plan)
-            utility = training_utility(
-                LOSS,
-                params,
-                optimizer,
-                plan,
-                validation_loss,
-                screen=apply,
-                values=VALUES,
-                profiles=profiles,
-                context=context,
-            )
-            return -validation_loss(final.params), utility(jnp.ones(CAPACITY))
-
-        ran, valued = both(params, plan, stated, context)
-        np.testing.assert_allclose(ran, valued, rtol=1e-10)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.test_runs import CONFIG
+from tests.run_examples import CONFIG
 from vcca_jax.runs import load_config, run, verify_run
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from tests.test_runs import smoke
+from tests.run_examples import smoke
 from vcca_jax import cli
 from vcca_jax.ledger import Ledger
 from vcca_jax.runs import read_results, run
