@@ -15,9 +15,7 @@ only half-spaces bind, and by 2 to 3 where all does.
     python -m experiments.benchmarks.conic --out conic.json
 """
 
-import argparse
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import clarabel
@@ -25,7 +23,7 @@ import jax
 import numpy as np
 from scipy import sparse
 
-from experiments.benchmarks.timing import keep, ratio, rounds
+from experiments.benchmarks.timing import arguments, keep, ratio, rounds
 from vcca_jax.conic import ConicSolution, solve_conic_program
 
 KINDS = ("half-spaces", "ball", "everything")
@@ -179,11 +177,7 @@ def line(result: dict) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--smoke", action="store_true", help="one tiny size, two rounds")
-    parser.add_argument("--out", type=Path, help="where to write the numbers, as JSON")
-    parser.add_argument("--rounds", type=int, default=21)
-    options = parser.parse_args()
+    options = arguments(__doc__, rounds=21).parse_args()
     agents, values, turns = (4, 3, 2) if options.smoke else (64, 8, options.rounds)
     results = []
     for kind in KINDS:

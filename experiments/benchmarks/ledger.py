@@ -17,7 +17,6 @@ costs 1.5 times settling, since it reads and parses on top; bytes a settlement d
 number of settlements.
 """
 
-import argparse
 import random
 import tempfile
 import time
@@ -26,7 +25,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from experiments.benchmarks.timing import keep
+from experiments.benchmarks.timing import arguments, keep
 from vcca_jax.ledger import Ledger, Period
 
 REVENUE, BATCH = 1_000_003, 100
@@ -152,9 +151,7 @@ def replay(count: int, principals: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")
-    parser.add_argument("--out", type=Path, default=None, help="write the results as JSON")
+    parser = arguments(__doc__)
     parser.add_argument("--replay", type=int, default=0, metavar="PERIODS", help="see above")
     options = parser.parse_args()
     sizes, count, rounds = ((4, 16), 20, 1) if options.smoke else ((10, 100, 1_000), 400, 5)

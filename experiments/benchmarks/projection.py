@@ -28,12 +28,10 @@ Peers are never a dependency. To have them measured, make a virtual environment 
 with what ``vcca_jax`` needs and ``pip install qpax jaxopt torch torchjd qpsolvers quadprog scipy``.
 """
 
-import argparse
 import functools
 import importlib.util
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +39,7 @@ import numpy as np
 import quadprog
 from scipy.optimize import nnls
 
-from experiments.benchmarks.timing import keep, ratio, rounds
+from experiments.benchmarks.timing import arguments, keep, ratio, rounds
 from vcca_jax.cone_stacks import project_stack_onto_cones
 from vcca_jax.cones import cone_projection, solve_cone_duals
 
@@ -296,11 +294,7 @@ def line_of_whole(result: dict) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--smoke", action="store_true", help="one tiny size, two rounds")
-    parser.add_argument("--out", type=Path, help="where to write the numbers, as JSON")
-    parser.add_argument("--rounds", type=int, default=21)
-    options = parser.parse_args()
+    options = arguments(__doc__, rounds=21).parse_args()
     agents, rows = ((8,), (4,)) if options.smoke else ((8, 64, 512), (4, 16, 64))
     turns = 2 if options.smoke else options.rounds
     results = []

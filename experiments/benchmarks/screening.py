@@ -14,18 +14,15 @@ forward pass of every value loss where the first attempt is accepted. Streamed r
 three times the stacked ones at this size: they trade time for memory that is not short here.
 """
 
-import argparse
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 import vcca_jax as vcca
-from experiments.benchmarks.timing import keep, ratio, rounds
+from experiments.benchmarks.timing import arguments, keep, ratio, rounds, stepper
 from experiments.benchmarks.traversal import CLASSES, FEATURES, problem
 
 RATE = 0.1
@@ -72,26 +69,12 @@ def candidates(given: dict[str, Any], agents: int, rows: int) -> dict[str, Any]:
     }
 
 
-def stepper(trainer: vcca.Trainer, given: dict[str, Any]) -> tuple[Any, float]:
-    """A jitted step that keeps its own donated state, and the compiler's account of temporaries."""
-    state = jax.tree.map(jnp.copy, jax.jit(trainer.init)(given["params"]))
-    step = jax.jit(trainer.step, donate_argnums=0)
-    memory = step.lower(state, given["batch"]).compile().memory_analysis()
-    kept = [state]
-
-    def call() -> Any:
-        kept[0], info = step(kept[0], given["batch"])
-        return info, jax.tree.leaves(kept[0])[0]
-
-    return call, memory.temp_size_in_bytes
-
-
 def measure(sizes: list[int], batch_size: int, hidden: tuple[int, ...], count: int) -> list[dict]:
     results = []
     for agents in sizes:
         given = problem(agents, batch_size, hidden)
         made = {
-            name: stepper(trainer, given)
+            name: stepper(trainer, given["params"], given["batch"])
             for name, trainer in candidates(given, agents, batch_size // 10).items()
         }
         seconds = rounds({name: call for name, (call, _) in made.items()}, count)
@@ -115,10 +98,7 @@ def measure(sizes: list[int], batch_size: int, hidden: tuple[int, ...], count: i
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")
-    parser.add_argument("--out", type=Path, default=None, help="write the results as JSON")
-    options = parser.parse_args()
+    options = arguments(__doc__).parse_args()
     if options.smoke:
         results = measure([2, 4], 20, (8,), 2)
     else:

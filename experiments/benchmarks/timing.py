@@ -1,5 +1,6 @@
 """Timing side by side: every candidate once a round, so a busy machine slows all alike."""
 
+import argparse
 import json
 import os
 import platform
@@ -10,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+
+from vcca_jax.trainer import Trainer
 
 
 def rounds(
@@ -49,6 +53,35 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "jax": jax.__version__,
     }
+
+
+def arguments(description: str, *, rounds: int | None = None) -> argparse.ArgumentParser:
+    """The command line that every benchmark has; with ``rounds``, how many there are by default."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")
+    parser.add_argument("--out", type=Path, help="where to write the numbers, as JSON")
+    if rounds is not None:
+        parser.add_argument("--rounds", type=int, default=rounds)
+    return parser
+
+
+def stepper(trainer: Trainer, params: Any, batch: Any) -> tuple[Callable[[], Any], float]:
+    """A jitted step with donated state that keeps its own state, as a training loop would.
+
+    Returns:
+        The step as a call without arguments, and the compiler's account of its temporaries, in
+        bytes.
+    """
+    # Donation must not take the caller's parameters with it.
+    kept = [jax.tree.map(jnp.copy, jax.jit(trainer.init)(params))]
+    step = jax.jit(trainer.step, donate_argnums=0)
+    memory = step.lower(kept[0], batch).compile().memory_analysis()
+
+    def call() -> Any:
+        kept[0], info = step(kept[0], batch)
+        return info, jax.tree.leaves(kept[0])[0]
+
+    return call, memory.temp_size_in_bytes
 
 
 def keep(path: Path | None, **content: Any) -> None:

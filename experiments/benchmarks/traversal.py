@@ -12,9 +12,7 @@ traversal a few times slower and growing, since each visit is a small matrix pro
 the stacked form slowest at large A, since it writes A D numbers.
 """
 
-import argparse
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,7 +21,7 @@ import numpy as np
 import optax
 
 import vcca_jax as vcca
-from experiments.benchmarks.timing import keep, ratio, rounds
+from experiments.benchmarks.timing import arguments, keep, ratio, rounds, stepper
 
 FEATURES, CLASSES = 784, 10
 
@@ -62,42 +60,25 @@ def trainers(given: dict[str, Any], agents: int, values: int, rows: int) -> dict
 
     losses = vcca.value_losses({f"value {m}": held_out() for m in range(values)})
     validation = held_out()
+    profiles = vcca.value_profiles(
+        losses.names, [[vcca.protect(name) for name in losses.names]] * agents
+    )
+    whole = vcca.cooperate(
+        loss_fn,
+        optimizer,
+        lambda params: validation(params, None),
+        losses,
+        screen=vcca.screen("project", scope="everyone"),
+        estimator=vcca.influence,
+    )
     return {
         "centralized": vcca.centralized(loss_fn, optimizer),
         "linearized": vcca.traversal(loss_fn, optimizer, method="linearized"),
         "split": vcca.split_traversal(given["model"], given["criterion"], optimizer),
         "scanned": vcca.traversal(loss_fn, optimizer, method="scanned"),
         "stacked": vcca.traversal(loss_fn, optimizer, method="stacked"),
-        "whole step": vcca.cooperate(
-            loss_fn,
-            optimizer,
-            lambda params: validation(params, None),
-            losses,
-            screen=vcca.screen("project", scope="everyone"),
-            estimator=vcca.influence,
-        ),
+        "whole step": vcca.Trainer(partial(whole.init, profiles=profiles), whole.step),
     }
-
-
-def stepper(trainer: vcca.Trainer, given: dict[str, Any], whole: bool, agents: int) -> Any:
-    """A jitted step with donated state that keeps its own state, as a training loop would."""
-    if whole:
-        names = [f"value {m}" for m in range(4)]
-        profiles = vcca.value_profiles(names, [[vcca.protect(name) for name in names]] * agents)
-        state = jax.jit(partial(trainer.init, profiles=profiles))(given["params"])
-    else:
-        state = jax.jit(trainer.init)(given["params"])
-    # Donation must not take the caller's parameters with it.
-    state = jax.tree.map(jnp.copy, state)
-    step = jax.jit(trainer.step, donate_argnums=0)
-    memory = step.lower(state, given["batch"]).compile().memory_analysis()
-    kept = [state]
-
-    def call() -> Any:
-        kept[0], info = step(kept[0], given["batch"])
-        return info.loss, jax.tree.leaves(kept[0])[0]
-
-    return call, memory.temp_size_in_bytes
 
 
 def measure(sizes: list[int], batch_size: int, hidden: tuple[int, ...], count: int) -> list[dict]:
@@ -106,7 +87,7 @@ def measure(sizes: list[int], batch_size: int, hidden: tuple[int, ...], count: i
         given = problem(agents, batch_size, hidden)
         calls, temporaries = {}, {}
         for name, trainer in trainers(given, agents, values=4, rows=batch_size // 10).items():
-            calls[name], temporaries[name] = stepper(trainer, given, name == "whole step", agents)
+            calls[name], temporaries[name] = stepper(trainer, given["params"], given["batch"])
         seconds = rounds(calls, count)
         for name in calls:
             results.append(
@@ -133,10 +114,7 @@ def growth(results: list[dict], name: str) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")
-    parser.add_argument("--out", type=Path, default=None, help="write the results as JSON")
-    options = parser.parse_args()
+    options = arguments(__doc__).parse_args()
     if options.smoke:
         results = measure([2, 8], 16, (8,), 2)
     else:

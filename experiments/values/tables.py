@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from experiments.values.sweeps import slope
+from vcca_jax.runs.records import write_text
 
 Records = list[dict[str, Any]]
 
@@ -179,5 +180,5 @@ def write_tables(results: Path) -> str:
     parts += ["## Verification", verified_table(finals)]
     parts += ["## First order", slope_table(read(results / "steps.json"))]
     text = "\n\n".join(parts) + "\n"
-    (results / "tables.md").write_text(text, encoding="utf-8")
+    write_text(results / "tables.md", text)
     return text

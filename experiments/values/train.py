@@ -28,6 +28,7 @@ from experiments.values.training import (
     program,
     switches,
 )
+from vcca_jax.runs.records import write_json, write_text
 
 FILES = ("finals", "values", "epochs", "screened_by", "steps")
 DRAWN = ("unscreened", "own", "everyone", "verified", "few rows", "few rows, drawn anew")
@@ -89,9 +90,9 @@ def plain(value: Any) -> Any:
 
 
 def write_records(path: Path, records: Iterable[Record]) -> None:
-    """A JSON list, one record a line."""
+    """A JSON list, one record a line, replaced whole."""
     lines = ",\n".join(json.dumps(record, allow_nan=False) for record in records)
-    path.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+    write_text(path, f"[\n{lines}\n]\n")
 
 
 def run(config: Config, out: Path) -> None:
@@ -105,7 +106,7 @@ def run(config: Config, out: Path) -> None:
         held = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         if held.get("config") != told:
             held = {"config": told, "machine": machine(), **run_setting(config, setting)}
-            path.write_text(json.dumps(held, allow_nan=False) + "\n", encoding="utf-8")
+            write_text(path, json.dumps(held, allow_nan=False) + "\n")
         else:
             say(f"{setting}: kept from before")
         found[setting] = held
@@ -116,8 +117,7 @@ def run(config: Config, out: Path) -> None:
         "machine": found[config.settings[0]]["machine"],
         "seconds": {setting: each["seconds"] for setting, each in found.items()},
     }
-    text = json.dumps(summary, indent=2, allow_nan=False)
-    (results / "summary.json").write_text(text + "\n", encoding="utf-8")
+    write_json(results / "summary.json", summary)
     draw_figures(results, out / "figures")
     print(write_tables(results))
 
