@@ -12,13 +12,12 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vcca_jax.cones import solve_cone_dual
+from vcca_jax.cone_duals import Policy, check_policy, solve_cone_dual
 from vcca_jax.conic import solve_conic_program
 from vcca_jax.profiles import Frozen, Limits, ValueProfiles
 from vcca_jax.trainer import Params
 
 ScreenMethod = Literal["project", "reject", "shrink"]
-Policy = Literal["drop", "least_violation"]
 
 
 class Rule(NamedTuple):
@@ -146,8 +145,7 @@ def judge(method: ScreenMethod, policy: Policy) -> Judge:
     }
     if method not in methods:
         raise ValueError(f"method={method!r} must be one of {list(methods)}")
-    if policy not in ("drop", "least_violation"):
-        raise ValueError(f"policy={policy!r} must be 'drop' or 'least_violation'")
+    check_policy(policy)
     return methods[method]
 
 

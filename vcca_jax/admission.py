@@ -6,6 +6,8 @@ so that its update is the last thing that is screened, and so that what the valu
 is looked at before it is applied: first order is a promise about small steps only.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -221,6 +223,27 @@ def keep_admissible(
         return applied, AdmissionState(inner_state, state.steps + 1, report)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def informed_update(
+    optimizer: optax.GradientTransformation,
+    *,
+    value_gradients: Params | Rows | None,
+    profiles: ValueProfiles | None,
+    active: jax.Array,
+    context: Any,
+) -> Callable[[Params, Any, Params], tuple[Params, Any]]:
+    """``update(gradient, state, params)`` that knows what ``keep_admissible`` asks for.
+
+    Optimizers that do not ask are not told; see ``keep_admissible`` for the keywords.
+    """
+    return partial(
+        optax.with_extra_args_support(optimizer).update,
+        value_gradients=value_gradients,
+        profiles=profiles,
+        active=active,
+        context=context,
+    )
 
 
 class _Trial(NamedTuple):

@@ -122,7 +122,7 @@ def solve_cone_dual(
     Raises:
         ValueError: if shapes do not fit, or for an unknown policy.
     """
-    _check_policy(policy)
+    check_policy(policy)
     gram, deficit = floating(gram), floating(deficit)
     if deficit.ndim != 1 or gram.shape != (deficit.shape[0], deficit.shape[0]):
         raise ValueError(
@@ -172,7 +172,7 @@ def solve_cone_duals(
     Raises:
         ValueError: if shapes do not fit, or for an unknown policy.
     """
-    _check_policy(policy)
+    check_policy(policy)
     grams, deficits = floating(grams), floating(deficits)
     if deficits.ndim != 2 or grams.shape != (*deficits.shape, deficits.shape[1]):
         raise ValueError(
@@ -309,6 +309,7 @@ def _in_units(program: Program, units: Units, outcome: _Outcome, policy: Policy)
     return ConeSolution(multipliers * units.multiplier, feasible, residual, violation)
 
 
-def _check_policy(policy: str) -> None:
+def check_policy(policy: str) -> None:
+    """Refuse a policy that is not known."""
     if policy not in ("drop", "least_violation"):
         raise ValueError(f"policy={policy!r} must be 'drop' or 'least_violation'")

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from vcca_jax import screening
+from vcca_jax.admission import informed_update
 from vcca_jax.contribution import Estimator, aumann_shapley
 from vcca_jax.gradients import Method, agent_gradients
 from vcca_jax.metric import Metric
@@ -147,10 +148,8 @@ def cooperate(
             diagonal = metric(state.optimizer_state, gradients.sum())
             screen_now = partial(screen, metric=diagonal)
         screened, report = screen_now(gradients, rows, state.profiles)
-        update = partial(
-            optax.with_extra_args_support(optimizer).update,
-            state=state.optimizer_state,
-            params=params,
+        update = informed_update(
+            optimizer,
             value_gradients=rows,
             profiles=state.profiles,
             active=batch.active,
@@ -160,7 +159,9 @@ def cooperate(
         members = batch.active if screen_inside else screened.present
         weights = members.astype(state.credits.dtype)
         # Weighed as the grand coalition is, so that the compiler finds one backward pass, not two.
-        updates, optimizer_state = update(screened.sum(None if screen_inside else weights))
+        updates, optimizer_state = update(
+            screened.sum(None if screen_inside else weights), state.optimizer_state, params
+        )
 
         utility = one_step_utility(
             params,
@@ -175,7 +176,7 @@ def cooperate(
         )
         credits = estimator(utility, weights, key=jax.random.fold_in(state.key, state.step))
         moved = optax.apply_updates(params, updates)
-        idle, _ = update(jax.tree.map(jnp.zeros_like, updates))
+        idle, _ = update(jax.tree.map(jnp.zeros_like, updates), state.optimizer_state, params)
         drifted = optax.apply_updates(params, idle)
         before, nobody, everybody = jax.vmap(validation_loss)(
             jax.tree.map(lambda *leaves: jnp.stack(leaves), params, drifted, moved)

@@ -49,8 +49,8 @@ def streamed_rows(values: Values, params: Params, context: Any) -> Rows:
     """
     count = len(values.functions)
 
-    def gradient(function: ValueLoss) -> Callable[[Params], Params]:
-        return lambda direction: jax.grad(function)(params, context)
+    def gradient(function: ValueLoss) -> Callable[[], Params]:
+        return lambda: jax.grad(function)(params, context)
 
     def derivative(function: ValueLoss) -> Callable[[Params], jax.Array]:
         return lambda direction: jax.jvp(lambda at: function(at, context), (params,), (direction,))[
@@ -66,7 +66,7 @@ def streamed_rows(values: Values, params: Params, context: Any) -> Rows:
         )
 
     def row(index: jax.Array) -> Params:
-        return jax.lax.switch(index, gradients, params)
+        return jax.lax.switch(index, gradients)
 
     def combination(coefficients: jax.Array) -> Params:
         def add(index: jax.Array, total: Params) -> Params:

@@ -7,7 +7,6 @@ operator, one [M, M] Gram matrix and A small programs.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Literal, NamedTuple
 
 import jax
@@ -15,7 +14,6 @@ import jax.numpy as jnp
 
 from vcca_jax.admissibility import (
     Judge,
-    Policy,
     Rule,
     ScreenMethod,
     Verdict,
@@ -27,6 +25,7 @@ from vcca_jax.admissibility import (
     judge,
     own_rules,
 )
+from vcca_jax.cone_duals import Policy
 from vcca_jax.gradients import AgentGradients
 from vcca_jax.operators import affine, inner_products
 from vcca_jax.profiles import ValueProfiles
@@ -127,16 +126,29 @@ def screen(
         coefficients = jnp.where(stays[None, :, None], verdict.coefficients, 0)
         screened = affine(gradients, scale, coefficients, rows, kept=space.kept)
 
-        met = jax.vmap(_standing, in_axes=(0 if scope == "own" else None, 0, 0, 0, 0))(
-            rules if scope == "own" else together,
-            _products(space, space.share, None),
-            _products(space, scale, coefficients),
-            jnp.einsum("pa,pmn->amn", space.share, space.gram),
-            (space.share * space.squares).sum(axis=0),
+        before = _Held(
+            products=jnp.einsum("pa,pam->am", space.share, space.products),
+            gram=jnp.einsum("pa,pmn->amn", space.share, space.gram),
+            square=(space.share * space.squares).sum(axis=0),
         )
-        norm = _norms(gradients, space, metric) if measured else jnp.zeros_like(scale[0])
-        mixed = scope == "weighted" and space.kept is not None
-        removed = partial(_removed_from_mixture, gradients, rows, metric) if mixed else _removed
+        after = jnp.einsum("pa,pam->am", scale, space.products) + jnp.einsum(
+            "pam,pmn->an", coefficients, space.gram
+        )
+        met = jax.vmap(_standing, in_axes=(0 if scope == "own" else None, 0, 0))(
+            rules if scope == "own" else together, before, after
+        )
+        if space.kept is None:
+            squares, value_squares = space.squares[0], jnp.diagonal(space.gram[0])
+        else:
+            squares = gradients.squared_norms(metric) if measured else before.square
+            value_squares = rows.each(lambda row: tree_dot(row, weighted(row, metric)))
+        norm = jnp.sqrt(jnp.maximum(squares, 0))
+        if scope == "weighted" and space.kept is not None:
+            removed = _removed_from_mixture(
+                gradients, rows, metric, space.kept, scale, coefficients, norm
+            )
+        else:
+            removed = _removed(before, scale.sum(axis=0), coefficients.sum(axis=0), norm)
         report = ScreenReport(
             admissible=met.admissible & present,
             feasible=verdict.feasible & present,
@@ -146,13 +158,21 @@ def screen(
             coefficients=coefficients.sum(axis=0),
             violations=jnp.where(present[:, None], met.violations, 0),
             scale=scale.sum(axis=0),
-            removed_norm=removed(space, scale, coefficients, norm),
+            removed_norm=removed,
             norm=norm,
-            value_norms=jnp.sqrt(rows.each(lambda row: tree_dot(row, weighted(row, metric)))),
+            value_norms=jnp.sqrt(value_squares),
         )
         return screened._replace(present=stays), report
 
     return apply
+
+
+class _Held(NamedTuple):
+    """Each agent's own inner products, in the part that is left to it, as it came."""
+
+    products: jax.Array  # [A, M]
+    gram: jax.Array  # [A, M, M]
+    square: jax.Array  # [A]
 
 
 class _Standing(NamedTuple):
@@ -163,12 +183,10 @@ class _Standing(NamedTuple):
     violations: jax.Array  # [M]
 
 
-def _standing(
-    rule: Rule, before: jax.Array, after: jax.Array, gram: jax.Array, square: jax.Array
-) -> _Standing:
-    count = before.shape[0]
-    crossed = gaps(rule, before) > 0
-    beyond = beyond_limits(rule, before, gram, square)
+def _standing(rule: Rule, before: _Held, after: jax.Array) -> _Standing:
+    count = after.shape[0]
+    crossed = gaps(rule, before.products) > 0
+    beyond = beyond_limits(rule, *before)
     return _Standing(
         admissible=~crossed.any() & ~beyond,
         conflicts=by_value(rule, crossed, count),
@@ -261,39 +279,24 @@ def _compromise(decide: Judge, rules: Rule, space: _Geometry) -> Verdict:
     )
 
 
-def _products(space: _Geometry, scale: jax.Array, coefficients: jax.Array | None) -> jax.Array:
-    """[A, M], inner products with the values of sum_p k_p (scale_p g + coefficients_p V)."""
-    beneath = jnp.einsum("pa,pam->am", scale, space.products)
-    if coefficients is None:
-        return beneath
-    return beneath + jnp.einsum("pam,pmn->an", coefficients, space.gram)
-
-
-def _norms(gradients: AgentGradients, space: _Geometry, metric: Params | None) -> jax.Array:
-    """[A], |g_i| before anything is cut."""
-    squares = space.squares[0] if space.kept is None else gradients.squared_norms(metric)
-    return jnp.sqrt(jnp.maximum(squares, 0))
-
-
 def _removed(
-    space: _Geometry, scale: jax.Array, coefficients: jax.Array, norm: jax.Array
+    before: _Held, scale: jax.Array, coefficients: jax.Array, norm: jax.Array
 ) -> jax.Array:
     """[A], |g~_i - g_i| where each agent's result lies in one part."""
-    s, c = scale.sum(axis=0), coefficients.sum(axis=0)
-    products = _products(space, space.share, None)
-    square = (space.share * space.squares).sum(axis=0)
-    added = jnp.einsum("am,pa,pmn,an->a", c, space.share, space.gram, c)
+    added = jnp.einsum("am,amn,an->a", coefficients, before.gram, coefficients)
     # Without norms (0 here) only what was added is known.
-    mixed = jnp.where(norm > 0, 2 * (s - 1) * (c * products).sum(axis=1), 0)
-    cut = jnp.square(norm) - square
-    return jnp.sqrt(jnp.maximum(added + mixed + jnp.square(1 - s) * square + cut, 0))
+    along = (coefficients * before.products).sum(axis=1)
+    mixed = jnp.where(norm > 0, 2 * (scale - 1) * along, 0)
+    cut = jnp.square(norm) - before.square
+    shrunk = jnp.square(1 - scale) * before.square
+    return jnp.sqrt(jnp.maximum(added + mixed + shrunk + cut, 0))
 
 
 def _removed_from_mixture(
     gradients: AgentGradients,
     rows: Rows,
     metric: Params | None,
-    space: _Geometry,
+    kept: Params,
     scale: jax.Array,
     coefficients: jax.Array,
     norm: jax.Array,
@@ -304,7 +307,7 @@ def _removed_from_mixture(
         jnp.concatenate([scale, -jnp.ones_like(scale[:1])]),
         jnp.concatenate([coefficients, jnp.zeros_like(coefficients[:1])]),
         rows,
-        kept=jax.tree.map(lambda leaf: jnp.append(leaf, 1.0), space.kept),
+        kept=jax.tree.map(lambda leaf: jnp.append(leaf, 1.0), kept),
     )
     squares = jnp.maximum(difference.squared_norms(metric), 0)
     return jnp.where(norm > 0, jnp.sqrt(squares), 0)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from vcca_jax.admission import informed_update
 from vcca_jax.contribution import Utility
 from vcca_jax.gradients import AgentGradients, Method, agent_gradients
 from vcca_jax.operators import affine
@@ -67,6 +68,14 @@ def one_step_utility(
     if screen is not None and (value_gradients is None or profiles is None):
         raise ValueError("screen is given without value_gradients= and profiles=; give all three")
 
+    update = informed_update(
+        optimizer,
+        value_gradients=value_gradients,
+        profiles=profiles,
+        active=gradients.active,
+        context=context,
+    )
+
     def utility(weights: jax.Array) -> jax.Array:
         if screen is None or profiles is None:
             direction = gradients.sum(weights)
@@ -74,15 +83,7 @@ def one_step_utility(
             coalition = _weighted(gradients, weights, value_gradients)
             screened, _ = screen(coalition, value_gradients, profiles)
             direction = screened.sum()
-        updates, _ = optax.with_extra_args_support(optimizer).update(
-            direction,
-            optimizer_state,
-            params,
-            value_gradients=value_gradients,
-            profiles=profiles,
-            active=gradients.active,
-            context=context,
-        )
+        updates, _ = update(direction, optimizer_state, params)
         return -validation_loss(optax.apply_updates(params, updates))
 
     return utility
@@ -138,15 +139,14 @@ def training_utility(
             else:
                 screened, _ = screen(_weighted(gradients, weights, rows), rows, profiles)
                 direction = screened.sum()
-            updates, fresh = optax.with_extra_args_support(optimizer).update(
-                direction,
-                state,
-                at,
+            update = informed_update(
+                optimizer,
                 value_gradients=rows,
                 profiles=profiles,
                 active=gradients.active,
                 context=context,
             )
+            updates, fresh = update(direction, state, at)
             return where_live(batch, (optax.apply_updates(at, updates), fresh), carried), None
 
         (final, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), batches)

@@ -22,8 +22,6 @@ from vcca_jax.trainer import ExampleLoss, Params, Trainer
 from vcca_jax.traversal import traversal
 from vcca_jax.values import ValueLoss, Values, group_loss, value_losses
 
-TRAINERS = ("cooperative", "unscreened", "centralized")
-
 
 class Problem(NamedTuple):
     """A configuration made concrete.
