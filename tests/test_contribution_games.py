@@ -49,6 +49,60 @@ def test_banzhaf(game):
     np.testing.assert_allclose(credits, game.banzhaf, rtol=1e-6, atol=1e-6)
 
 
+@functools.cache
+def semivalues(agents):
+    """Banzhaf's and a Beta-Shapley value of any table, compiled once a number of agents."""
+    return jax.jit(
+        lambda table: (
+            contribution.banzhaf(games.of_table(table), jnp.ones(agents)),
+            contribution.beta_shapley(games.of_table(table), jnp.ones(agents), alpha=4, beta=1),
+        )
+    )
+
+
+@each_game
+def test_other_semivalues_of_every_game(game):
+    """Also of those whose Banzhaf value has no closed form, and Beta-Shapley of all."""
+    agents, table = game.agents, values_of(game.name)
+    found = semivalues(agents)(table.astype(np.float32))
+    masses = (
+        [0.5 ** (agents - 1)] * agents,
+        [
+            scipy.special.beta(s + 1, agents - s + 3) / scipy.special.beta(4, 1)
+            for s in range(agents)
+        ],
+    )
+    for credits, by_size in zip(found, masses, strict=True):
+        expected = games.semivalue_by_subsets(table, by_size)
+        np.testing.assert_allclose(credits, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["additive", "pairwise"])
+def test_expansions_are_exact_in_games_of_their_order(name):
+    """The extension of an additive game is linear, that of a pairwise one quadratic: in-run credit
+    of order 2 is the Shapley value of both, and one node of Aumann-Shapley is.
+    """
+    game = next(game for game in TEXTBOOK if game.name == name)
+    extended = games.multilinear(values_of(name).astype(np.float32))
+
+    @jax.jit
+    def told(weights):
+        return {
+            "order 2": contribution.in_run(extended, weights, order=2),
+            "one node": contribution.aumann_shapley(extended, weights, nodes=1),
+            "order 1": contribution.in_run(extended, weights, order=1),
+            "influence": contribution.influence(extended, weights),
+        }
+
+    credits = told(jnp.ones(game.agents))
+    for exact in ("order 2", "one node"):
+        np.testing.assert_allclose(credits[exact], game.shapley, atol=1e-6)
+    # At nobody and at everybody no pair, and every pair, is seen.
+    paired = 0 if name == "additive" else game.shapley
+    np.testing.assert_allclose(credits["order 1"], game.shapley - paired, atol=1e-6)
+    np.testing.assert_allclose(credits["influence"], game.shapley + paired, atol=1e-6)
+
+
 def test_security_council():
     """Fifteen agents, 32768 coalitions, against the published indices."""
     game = games.security_council()

@@ -47,6 +47,7 @@ def test_textbook_games_lie_within_the_standard_errors(name, game):
             lambda part: np.asarray(part)[0], on_seven(name, 80, game.agents)(table, keys)
         )
     error = np.abs(sampled.credits[: game.agents] - game.shapley)
+    # 4 of them: some forty independent numbers a method are looked at.
     assert np.all(error <= 4 * sampled.standard_error[: game.agents] + 1e-6)
     assert np.all(sampled.standard_error <= 0.1)
     assert np.all(sampled.credits[game.agents :] == 0)

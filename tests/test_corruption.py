@@ -1,5 +1,7 @@
 """Corruptions change what they say and nothing else."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,8 @@ from tests.problems import problem
 from vcca_jax import corruption
 
 SIZES = (4, 3, 6, 3)
+
+KEY = jax.random.key(0)
 
 counts = st.integers(1, 40)
 seeds = st.integers(0, 2**31 - 1)
@@ -109,30 +113,6 @@ def test_a_replica_is_equal_and_apart():
         assert not np.shares_memory(left, right)
 
 
-def test_scaled_updates_scale_all_three_actions():
-    params, gradients, _ = operator()
-    agents = gradients.active.shape[0]
-    scale = jnp.linspace(-1, 2, agents).at[0].set(0)
-    scaled = corruption.scaled_updates(gradients, scale)
-    stack = jax.tree.map(
-        lambda g: np.asarray(scale).reshape((-1,) + (1,) * (g.ndim - 1)) * np.asarray(g),
-        gradients.stack(),
-    )
-    weights = jnp.linspace(0.5, 1, agents)
-    for got, want in zip(jax.tree.leaves(scaled.stack()), jax.tree.leaves(stack), strict=True):
-        np.testing.assert_allclose(got, want, rtol=1e-6)
-        assert not np.asarray(got[0]).any()
-    for got, want in zip(jax.tree.leaves(scaled.sum(weights)), jax.tree.leaves(stack), strict=True):
-        np.testing.assert_allclose(got, np.tensordot(weights, want, 1), rtol=1e-4, atol=1e-6)
-    for got, want in zip(jax.tree.leaves(scaled.sum()), jax.tree.leaves(stack), strict=True):
-        np.testing.assert_allclose(got, want.sum(axis=0), rtol=1e-4, atol=1e-6)
-    dots = sum(
-        np.tensordot(g.reshape(agents, -1), np.asarray(p).ravel(), 1)
-        for g, p in zip(jax.tree.leaves(stack), jax.tree.leaves(params), strict=True)
-    )
-    np.testing.assert_allclose(scaled.dot(params), dots, rtol=1e-4, atol=1e-6)
-
-
 def test_a_zero_update_is_worth_exactly_nothing():
     params, gradients, validation_loss = operator()
     scaled = corruption.scaled_updates(gradients, jnp.ones(len(SIZES)).at[1].set(0))
@@ -159,6 +139,151 @@ def test_a_zero_update_is_worth_exactly_nothing():
 def test_bad_arguments_are_named(call, says):
     with pytest.raises(ValueError, match=says):
         call(shard(3, 0))
+
+
+@given(count=counts, seed=seeds, fraction=st.floats(0, 1))
+def test_labels_are_flipped_within_the_group_alone(count, seed, fraction):
+    own = shard(count, seed)
+    group = np.random.default_rng(seed).random(count) < 0.4
+    _, flipped = corruption.flip_labels(own, classes=5, fraction=fraction, within=group, seed=seed)
+    wrong = flipped != own[1]
+    assert not wrong[~group].any()
+    assert wrong.sum() == round(fraction * group.sum())
+
+
+def test_who_may_be_flipped_is_one_boolean_a_sample():
+    for within in (np.ones(2, bool), np.ones(3)):
+        with pytest.raises(ValueError, match="one boolean a sample"):
+            corruption.flip_labels(shard(3, 0), classes=5, within=within, seed=0)
+
+
+RIDERS = np.array([True, False, True, False])
+STRENGTH = np.array([0.0, 2.0, -0.5, 0.0], np.float32)
+WEIGHTS = np.linspace(0.5, 1, 4).astype(np.float32)
+
+
+def flat(stack):
+    """[A, D] in float64."""
+    leaves = jax.tree.leaves(stack)
+    return np.concatenate([np.asarray(x, float).reshape(len(x), -1) for x in leaves], axis=1)
+
+
+def vector(tree):
+    return np.concatenate([np.asarray(leaf, float).ravel() for leaf in jax.tree.leaves(tree)])
+
+
+@functools.cache
+def actions():
+    """All actions of the honest operator and of each corruption of it, as one program."""
+    params, _, validation_loss = operator()
+    _, _, loss_fn, _, batches = problem(SIZES, batch_size=16)
+
+    @jax.jit
+    def run(present, norm, key):
+        gradients = vcca.agent_gradients(loss_fn, params, batches[0], method="stacked")
+        gradients = gradients._replace(present=gradients.present & present)
+        slope = jax.grad(validation_loss)(params)
+        made = {
+            "honest": gradients,
+            "scaled": corruption.scaled_updates(gradients, jnp.asarray(STRENGTH)),
+            "random": corruption.random_updates(gradients, jnp.asarray(RIDERS), norm=norm, key=key),
+            "toward": corruption.updates_toward(gradients, slope, jnp.asarray(STRENGTH)),
+        }
+        diagonal = jax.tree.map(jnp.square, params)
+        told = {
+            name: (
+                each.stack(),
+                each.dot(params),
+                each.sum(),
+                each.sum(jnp.asarray(WEIGHTS)),
+                each.squared_norms(),
+                each.squared_norms(diagonal),
+            )
+            for name, each in made.items()
+        }
+        return told, slope, params
+
+    return run
+
+
+def told(present=(True,) * 4, norm=0.3, seed=0):
+    return actions()(jnp.asarray(present), jnp.float32(norm), jax.random.key(seed))
+
+
+@pytest.mark.parametrize("name", ["scaled", "random", "toward"])
+def test_every_action_of_a_corruption_is_that_of_its_stack(name):
+    found, _, params = told()
+    stack, dots, total, weighed, squares, diagonal = found[name]
+    each, line = flat(stack), vector(params)
+    np.testing.assert_allclose(dots, each @ line, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(vector(total), each.sum(axis=0), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(vector(weighed), WEIGHTS @ each, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(squares, (each**2).sum(axis=1), rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(diagonal, (each**2) @ line**2, rtol=1e-4, atol=1e-7)
+
+
+def test_scaled_updates_are_scaled():
+    found, _, _ = told()
+    honest, scaled = (flat(found[name][0]) for name in ("honest", "scaled"))
+    np.testing.assert_allclose(scaled, STRENGTH[:, None] * honest, rtol=1e-6)
+    assert not scaled[0].any()
+
+
+def test_random_riders_have_the_stated_norm_and_a_direction_of_their_own():
+    first, again, other = (flat(told(seed=s)[0]["random"][0]) for s in (0, 0, 1))
+    honest = flat(told()[0]["honest"][0])
+    np.testing.assert_array_equal(first, again)
+    np.testing.assert_allclose(np.linalg.norm(first[RIDERS], axis=1), 0.3, rtol=1e-5)
+    np.testing.assert_array_equal(first[~RIDERS], honest[~RIDERS].astype(np.float32))
+    others = np.concatenate([honest, other[RIDERS], first[[2]]])
+    cosines = first[0] @ others.T / (0.3 * np.linalg.norm(others, axis=1))
+    # In D dimensions cosines of independent directions are about 1 / sqrt(D).
+    assert np.abs(cosines).max() < 5 / np.sqrt(first.shape[1])
+
+
+def test_a_random_riders_credit_is_nothing_on_average():
+    dots = np.array([np.asarray(told(seed=s)[0]["random"][1])[0] for s in range(60)])
+    size = 0.3 * np.linalg.norm(vector(told()[2])) / np.sqrt(len(vector(told()[2])))
+    assert np.std(dots) == pytest.approx(size, rel=0.3)
+    assert abs(np.mean(dots)) < 4 * size / np.sqrt(60)
+
+
+def test_a_value_breaker_raises_the_value_it_pushes_against():
+    """To first order by eta s |d|^2, beside what the gradients do."""
+    found, slope, _ = told()
+    line = vector(slope)
+    honest, pushed = (flat(found[name][0]) for name in ("honest", "toward"))
+    np.testing.assert_allclose(
+        (honest - pushed) @ line, STRENGTH * (line @ line), rtol=1e-4, atol=1e-6
+    )
+    assert line @ line > 1e-3
+
+
+def test_who_is_not_visited_sends_nothing():
+    absent = (True, False, False, True)
+    found, _, _ = told(present=absent)
+    honest = flat(found["honest"][0])
+    for name in ("random", "toward"):
+        sent = flat(found[name][0])
+        np.testing.assert_array_equal(sent[[1, 2]], honest[[1, 2]])
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda g: corruption.random_updates(g, jnp.ones(3, bool), norm=1.0, key=KEY), "riders"),
+        (lambda g: corruption.random_updates(g, jnp.ones(4), norm=1.0, key=KEY), "dtype float32"),
+        (
+            lambda g: corruption.random_updates(g, jnp.ones(4, bool), norm=jnp.ones(2), key=KEY),
+            "norm has shape",
+        ),
+        (lambda g: corruption.updates_toward(g, None, jnp.ones(5)), "strength has shape"),
+    ],
+)
+def test_bad_arguments_of_updates_are_named(call, says):
+    _, gradients, _ = operator()
+    with pytest.raises(ValueError, match=says):
+        call(gradients)
 
 
 def test_a_scale_of_another_cooperative_is_refused():

@@ -2,8 +2,12 @@
 
 Corruptions of data are host functions in NumPy on one shard ``(inputs [n, ...], targets [n])``, as
 ``vcca_jax.partition`` deals them out, repeatable from their seed; they return new arrays and leave
-the given ones alone. ``scaled_updates`` corrupts the updates themselves and runs under jit.
+the given ones alone. ``scaled_updates``, ``random_updates`` and ``updates_toward`` corrupt the
+updates themselves and run under jit. A breaker of values flips labels ``within`` a protected group,
+or sends updates toward a higher value loss.
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -11,27 +15,49 @@ import numpy as np
 
 from vcca_jax.cooperative import Shard
 from vcca_jax.gradients import AgentGradients
+from vcca_jax.operators import affine
+from vcca_jax.rows import tree_dot, weighted
+from vcca_jax.trainer import Params
 
 
-def flip_labels(shard: Shard, *, classes: int, fraction: float = 1.0, seed: int) -> Shard:
+def flip_labels(
+    shard: Shard,
+    *,
+    classes: int,
+    fraction: float = 1.0,
+    within: np.ndarray | None = None,
+    seed: int,
+) -> Shard:
     """Give some samples a wrong label, drawn evenly from the other classes.
 
     Args:
         shard: inputs [n, ...] and integer targets [n] in 0..classes - 1.
         classes: how many there are, at least 2.
-        fraction: of the samples whose label is flipped; their count is round(fraction n).
+        fraction: of the samples whose label is flipped; their count is round(fraction n), with n
+            those within where they are given.
+        within: [n] bool, the samples that may be flipped, all by default. The members of a
+            protected group, say: then the shard teaches wrong things about that group alone, and
+            raises the group's value loss while the mean loss hardly tells.
         seed: of the draw.
 
     Raises:
-        ValueError: fewer than two classes, or a fraction outside [0, 1].
+        ValueError: fewer than two classes, a fraction outside [0, 1], or ``within`` that is not one
+            boolean a sample.
     """
     inputs, targets = _arrays(shard)
     if classes < 2:
         raise ValueError(f"classes={classes} leaves no other label; give at least 2")
     if not 0 <= fraction <= 1:
         raise ValueError(f"fraction={fraction} must lie in [0, 1]")
+    within = np.ones(len(targets), bool) if within is None else np.asarray(within)
+    if within.shape != targets.shape or within.dtype != bool:
+        raise ValueError(
+            f"within has shape {within.shape} and dtype {within.dtype}; give one boolean a sample,"
+            f" {targets.shape}"
+        )
     generator = np.random.default_rng(seed)
-    rows = generator.permutation(len(targets))[: round(fraction * len(targets))]
+    rows = generator.permutation(len(targets))
+    rows = rows[within[rows]][: round(fraction * within.sum())]
     flipped = targets.copy()
     # A shift by 1..classes-1 reaches every other class once, and never the same one.
     shifts = generator.integers(1, classes, len(rows))
@@ -117,10 +143,7 @@ def scaled_updates(gradients: AgentGradients, scale: jax.Array) -> AgentGradient
     Raises:
         ValueError: a scale that is not [A].
     """
-    if scale.shape != gradients.active.shape:
-        raise ValueError(
-            f"scale has shape {scale.shape}; give one factor an agent, {gradients.active.shape}"
-        )
+    _one_an_agent("scale", scale, gradients)
 
     def stack() -> object:
         return jax.tree.map(
@@ -133,8 +156,127 @@ def scaled_updates(gradients: AgentGradients, scale: jax.Array) -> AgentGradient
         return gradients.sum(weights * scale)
 
     return gradients._replace(
-        dot=lambda direction: scale * gradients.dot(direction), sum=total, stack=stack
+        dot=lambda direction: scale * gradients.dot(direction),
+        sum=total,
+        stack=stack,
+        squared_norms=lambda weights=None: scale**2 * gradients.squared_norms(weights),
     )
+
+
+def random_updates(
+    gradients: AgentGradients, riders: jax.Array, *, norm: jax.typing.ArrayLike, key: jax.Array
+) -> AgentGradients:
+    """Free riders who send a random direction in place of the gradient they never took.
+
+    h_i = n_i z_i / |z_i| for a rider, z_i standard normal in R^D, and g_i for everybody else.
+
+    The direction is even on the sphere, so a rider's first-order credit is 0 in expectation; with
+    the norm of an honest agent's gradient nothing but its direction gives it away. A rider without
+    a live sample in the batch is not visited, and sends nothing.
+
+    Directions are drawn anew in every action, one agent at a time, and never held together but in
+    ``stack``; an action costs the operator's own and D random numbers a rider.
+
+    Args:
+        gradients: (g_1, ..., g_A).
+        riders: [A] bool.
+        norm: n, the same for all or [A]; not negative.
+        key: of this step: fold the step's number in, or all steps send the same.
+
+    Returns:
+        The operator; ``losses`` remain those of the data.
+
+    Raises:
+        ValueError: riders that are not booleans [A], or norms that fit neither way.
+    """
+    _one_an_agent("riders", riders, gradients)
+    if riders.dtype != bool:
+        raise ValueError(f"riders has dtype {riders.dtype}; give booleans, True for a rider")
+    if jnp.ndim(norm):
+        _one_an_agent("norm", jnp.asarray(norm), gradients)
+    riders = riders & gradients.present
+    honest = scaled_updates(gradients, (~riders).astype(jnp.result_type(float)))
+    norms = jnp.where(riders, norm, 0)
+    shapes, tree = jax.tree.flatten(jax.eval_shape(gradients.sum))
+    agents = riders.shape[0]
+
+    def update(agent: jax.Array) -> Params:
+        keys = jax.random.split(jax.random.fold_in(key, agent), len(shapes))
+        drawn = [jax.random.normal(k, s.shape, s.dtype) for k, s in zip(keys, shapes, strict=True)]
+        direction = jax.tree.unflatten(tree, drawn)
+        length = norms[agent] / jnp.sqrt(tree_dot(direction, direction))
+        return jax.tree.map(lambda leaf: length.astype(leaf.dtype) * leaf, direction)
+
+    def of_riders(function: Callable[[Params], jax.Array]) -> jax.Array:
+        """[A], a number of every rider's update and 0 of the others, whose draw is skipped."""
+
+        def one(agent: jax.Array) -> jax.Array:
+            return jax.lax.cond(
+                riders[agent],
+                lambda: jnp.asarray(function(update(agent)), norms.dtype),
+                lambda: jnp.zeros((), norms.dtype),
+            )
+
+        return jax.lax.map(one, jnp.arange(agents))
+
+    def total(weights: jax.Array | None = None) -> Params:
+        weights = jnp.ones(agents, norms.dtype) if weights is None else weights
+
+        def add(so_far: Params, agent: jax.Array) -> tuple[Params, None]:
+            def added() -> Params:
+                return jax.tree.map(
+                    lambda s, u: s + weights[agent].astype(u.dtype) * u, so_far, update(agent)
+                )
+
+            return jax.lax.cond(riders[agent], added, lambda: so_far), None
+
+        return jax.lax.scan(add, honest.sum(weights), jnp.arange(agents))[0]
+
+    def stack() -> Params:
+        sent = jax.lax.map(update, jnp.arange(agents))
+        return jax.tree.map(jnp.add, honest.stack(), sent)
+
+    def squared_norms(weights: Params | None = None) -> jax.Array:
+        own = of_riders(lambda update: tree_dot(update, weighted(update, weights)))
+        return honest.squared_norms(weights) + own
+
+    return gradients._replace(
+        dot=lambda d: honest.dot(d) + of_riders(lambda update: tree_dot(update, d)),
+        sum=total,
+        stack=stack,
+        squared_norms=squared_norms,
+    )
+
+
+def updates_toward(
+    gradients: AgentGradients, direction: Params, strength: jax.Array
+) -> AgentGradients:
+    """The operator h_i = g_i - s_i d: agents who push the parameters along d beside what they owe.
+
+    A step moves the parameters by -eta sum_i h_i, and so by eta s_i d for agent i. With d the
+    gradient of a value loss V it is a value breaker: V rises by eta s_i |d|^2 to first order, on
+    top of what g_i does to it. A negative strength lowers it. An agent without a live sample in
+    the batch is not visited, and sends nothing. It costs the operator beneath and one product.
+
+    Args:
+        gradients: (g_1, ..., g_A).
+        direction: d, like the parameters.
+        strength: s, [A]; 0 for the honest.
+
+    Raises:
+        ValueError: a strength that is not [A].
+    """
+    _one_an_agent("strength", strength, gradients)
+    pushes = jnp.where(gradients.present, -strength, 0)
+    rows = jax.tree.map(lambda leaf: leaf[None], direction)
+    return affine(gradients, jnp.ones_like(pushes), pushes[:, None], rows)
+
+
+def _one_an_agent(name: str, given: jax.Array, gradients: AgentGradients) -> None:
+    if given.shape != gradients.active.shape:
+        raise ValueError(
+            f"{name} has shape {given.shape}; give one an agent, {gradients.active.shape}"
+        )
 
 
 def _arrays(shard: Shard) -> tuple[np.ndarray, np.ndarray]:

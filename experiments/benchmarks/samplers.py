@@ -27,6 +27,7 @@ is ten times worse than stratified Shapley: it averages the whole spread of the 
 
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,8 +46,22 @@ KEYS = 20
 Sampler = Callable[..., contribution.Sampled]
 
 
-def worths(samples: int) -> dict[str, np.ndarray]:
-    """The worths of all coalitions, ``[2**A]``, by the loss and by the accuracy."""
+class Graded(NamedTuple):
+    """The agents' run, and what it is judged by.
+
+    Attributes:
+        batches: the run's virtual batches, a leading [T].
+        unseen: inputs of the validation rows.
+        labels: theirs.
+    """
+
+    batches: vcca.VirtualBatch
+    unseen: jax.Array
+    labels: jax.Array
+
+
+def graded(samples: int) -> Graded:
+    """Ten agents of ``samples`` digits each, agent i with i tenths of its labels flipped."""
     inputs, targets = bundled.digits()
     order = np.random.default_rng(0).permutation(len(targets))
     inputs, targets = inputs[order], targets[order]
@@ -63,7 +78,12 @@ def worths(samples: int) -> dict[str, np.ndarray]:
         for epoch in range(EPOCHS)
     ]
     batches = jax.tree.map(lambda *parts: jnp.concatenate(parts), *epochs)
-    unseen, labels = jnp.asarray(inputs[-VALIDATION:]), jnp.asarray(targets[-VALIDATION:])
+    return Graded(batches, jnp.asarray(inputs[-VALIDATION:]), jnp.asarray(targets[-VALIDATION:]))
+
+
+def worths(samples: int) -> dict[str, np.ndarray]:
+    """The worths of all coalitions, ``[2**A]``, by the loss and by the accuracy."""
+    batches, unseen, labels = graded(samples)
 
     def scores(params: dict, examples: jax.Array) -> jax.Array:
         return examples @ params["kernel"] + params["bias"]
@@ -71,7 +91,7 @@ def worths(samples: int) -> dict[str, np.ndarray]:
     def loss(params: dict, examples: jax.Array, classes: jax.Array) -> jax.Array:
         return optax.softmax_cross_entropy_with_integer_labels(scores(params, examples), classes)
 
-    start = {"kernel": jnp.zeros((inputs.shape[1], 10)), "bias": jnp.zeros(10)}
+    start = {"kernel": jnp.zeros((unseen.shape[1], 10)), "bias": jnp.zeros(10)}
     measures = {
         "loss": lambda params: jnp.mean(loss(params, unseen, labels)),
         "accuracy": lambda params: -jnp.mean(jnp.argmax(scores(params, unseen), 1) == labels),

@@ -48,12 +48,16 @@ def aumann_shapley(
     """
     del key
     weights = participation(weights)
-    if nodes < 1:
-        raise ValueError(f"nodes is {nodes}; pass at least 1")
-    points, masses = np.polynomial.legendre.leggauss(nodes)
-    scales = jnp.asarray((points + 1) / 2, dtype=weights.dtype)
-    shares = jnp.asarray(masses / 2, dtype=weights.dtype)
+    scales, shares = diagonal_rule(nodes, weights.dtype)
     gradient = jax.grad(utility)
     slopes = chunked_map(lambda scale: gradient(scale * weights), scales, batch_size=batch_size)
     average = jnp.sum(shares[:, None] * slopes, axis=0)
     return only_present(weights * average, weights)
+
+
+def diagonal_rule(nodes: int, dtype: jax.typing.DTypeLike) -> tuple[jax.Array, jax.Array]:
+    """Gauss-Legendre on [0, 1]: where along the diagonal to look, and with what mass, each [n]."""
+    if nodes < 1:
+        raise ValueError(f"nodes is {nodes}; pass at least 1")
+    points, masses = np.polynomial.legendre.leggauss(nodes)
+    return jnp.asarray((points + 1) / 2, dtype=dtype), jnp.asarray(masses / 2, dtype=dtype)

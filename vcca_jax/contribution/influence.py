@@ -35,7 +35,10 @@ def influence(
     Holds: symmetry, null agent (exactly 0), linearity in the utility, split-invariance where the
     utility depends on the sum of the agents' parts. Does not hold: efficiency (to first order in
     the size of the whole update only; near saturation it under-reports every agent). A step
-    function, such as a vote, has slope 0 almost everywhere: use its multilinear extension.
+    function, such as a vote, has slope 0 almost everywhere: use its multilinear extension. The
+    worth of a run of relus is ragged in the weights where its rate is high, and no slope tells the
+    removal of a sixteenth of the data (Pearson 0.93 to 0.98 over seeds, where tanh reaches 0.99);
+    leave such agents out and run again.
 
     Args:
         utility: A pure differentiable function of participation weights `[A]`.
