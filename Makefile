@@ -59,7 +59,8 @@ attribution: $(READY) ## find out whether traversal tells agents apart better th
 	$(BIN)/python -m experiments.attribution.train --out runs/attribution
 
 benchmarks: data ## measure the speed claims side by side
-	for name in traversal cuts federated projection conic screening samplers trajectory ledger; do \
+	for name in traversal one_pass cuts federated projection conic screening samplers trajectory \
+	  credit limits ledger; do \
 	  $(BIN)/python -m experiments.benchmarks.$$name \
 	    --out experiments/benchmarks/results/$$name.json || exit 1; done
 

@@ -24,6 +24,9 @@ KEY = jax.random.key(7)
 ESTIMATORS = {
     "leave_one_out": Claims(contribution.leave_one_out),
     "influence": Claims(contribution.influence, split_invariant=True, differentiates=True),
+    "first_order": Claims(
+        contribution.first_order, split_invariant=True, differentiates=True, chunked=False
+    ),
     "in_run": Claims(contribution.in_run, split_invariant=True, differentiates=True, chunked=False),
     "aumann_shapley": Claims(
         contribution.aumann_shapley, efficient=True, split_invariant=True, differentiates=True
@@ -69,6 +72,7 @@ EVERY = ESTIMATORS | REUSING
 
 # Public names of the package that are not estimators themselves.
 OTHERS = {
+    "Across",
     "Estimator",
     "InfluenceFunctions",
     "LeastCore",
@@ -77,8 +81,10 @@ OTHERS = {
     "SampledEstimator",
     "Utilities",
     "Utility",
+    "across",
     "all_coalitions",
     "banzhaf_sampled_with_error",
+    "bootstrap",
     "by_principal",
     "coalition_values",
     "credit_matrix",
@@ -93,6 +99,7 @@ OTHERS = {
     "principal_credits",
     "quotient",
     "shapley_interactions",
+    "slope_matrix",
     "stratified_shapley_with_error",
     "until_precise",
     "with_validation_error",

@@ -7,9 +7,12 @@ import pytest
 
 from experiments.benchmarks import (
     conic,
+    credit,
     cuts,
     federated,
     ledger,
+    limits,
+    one_pass,
     projection,
     samplers,
     screening,
@@ -22,9 +25,12 @@ from experiments.benchmarks import (
     "benchmark",
     [
         pytest.param(conic, marks=pytest.mark.slow),  # three cone programs to compile
+        pytest.param(credit, marks=pytest.mark.slow),  # games, retraining and influence
         pytest.param(cuts, marks=pytest.mark.slow),  # a step of three models at every cut
         pytest.param(federated, marks=pytest.mark.slow),  # beside rounds, their evaluation
         ledger,
+        pytest.param(limits, marks=pytest.mark.slow),  # retraining in several forms
+        pytest.param(one_pass, marks=pytest.mark.slow),  # steps of three models, in every form
         projection,
         pytest.param(samplers, marks=pytest.mark.slow),  # seven samplers
         pytest.param(screening, marks=pytest.mark.slow),  # ten steps to compile

@@ -14,9 +14,10 @@ from vcca_jax.model import model_loss
 from vcca_jax.noise import Keyed
 from vcca_jax.tape import record
 
-ROWS, CHOSEN = 6, 4  # directions are made of the last four
+ROWS, BLOCKS = 6, (1, 3)  # directions are made of the last four
 TARGETS = np.array([0, 2, 1, 1, 0, 2], np.int32)
-COEFFICIENTS = np.sin(np.arange(3.0 * CHOSEN)).reshape(3, CHOSEN)
+COEFFICIENTS = [np.array([0.7]), np.array([-0.4, 1.1, 0.3])]
+SPREAD = np.array([[0, 0, 0.7, 0, 0, 0], [0, 0, 0, -0.4, 1.1, 0.3]])
 WEIGHTS = np.cos(np.arange(1.0 * ROWS))
 
 
@@ -92,8 +93,14 @@ CASES = {
 }
 
 
+def weighed(params):
+    """A number for each leaf."""
+    leaves, structure = jax.tree.flatten(params)
+    return jax.tree.unflatten(structure, [jnp.asarray(0.5 + i) for i in range(len(leaves))])
+
+
 @functools.cache
-def told_and_expected(name):
+def told_and_expected(name, form):
     with jax.enable_x64(True):
         loss, params, inputs = CASES[name]()
         params = in_float64(jax.tree.map(jnp.asarray, params))
@@ -105,12 +112,14 @@ def told_and_expected(name):
 
         @jax.jit
         def both(params, inputs):
-            tape = record(loss, params, inputs, TARGETS)
+            tape = record(loss, params, inputs, TARGETS, blocks=BLOCKS, form=form)
+            coefficients = [jnp.asarray(each) for each in COEFFICIENTS]
             told = (
                 tape.losses,
                 tape.dot(direction),
                 tape.combination(jnp.asarray(WEIGHTS)),
-                tape.products(jnp.asarray(COEFFICIENTS), ROWS - CHOSEN),
+                tape.products(coefficients),
+                tape.products(coefficients, weighed(params)),
             )
 
             def gradient(row):
@@ -124,22 +133,33 @@ def told_and_expected(name):
         told, losses, gradients = jax.device_get(both(params, inputs))
         flat = np.concatenate([g.reshape(ROWS, -1) for g in jax.tree.leaves(gradients)], axis=1)
         line = np.concatenate([np.ravel(d) for d in jax.tree.leaves(jax.device_get(direction))])
-        mixed = flat @ (COEFFICIENTS @ flat[ROWS - CHOSEN :]).T
-        return told, (losses, flat @ line, WEIGHTS @ flat, mixed)
+        factors = zip(jax.tree.leaves(weighed(params)), jax.tree.leaves(params), strict=True)
+        factor = np.concatenate([np.full(p.size, float(w)) for w, p in factors])
+        mixed = flat @ (SPREAD @ flat).T, flat @ (SPREAD @ flat * factor).T
+        return told, (losses, flat @ line, WEIGHTS @ flat, *mixed)
 
 
 SLOW = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=[SLOW] if n in ("vgg", "transformer") else []) for n in CASES],
+    ("name", "form"),
+    [
+        pytest.param(
+            n,
+            f,
+            marks=[SLOW] if n in ("vgg", "transformer") or (n, f) == ("loop", "stacked") else [],
+        )
+        for n in CASES
+        for f in ("auto", "pairs", "stacked", "directions")
+        if f == "auto" or n in ("positions", "tied", "loop", "vgg", "transformer")
+    ],
 )
-def test_all_actions_are_those_of_the_examples_own_gradients(name):
-    (losses, dots, combination, products), expected = told_and_expected(name)
+def test_all_actions_are_those_of_the_examples_own_gradients(name, form):
+    (losses, dots, combination, *products), expected = told_and_expected(name, form)
     np.testing.assert_allclose(losses, expected[0], rtol=1e-10)
     combined = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(combination)])
-    for ours, theirs in zip((dots, combined, products), expected[1:], strict=True):
+    for ours, theirs in zip((dots, combined, *products), expected[1:], strict=True):
         assert np.abs(theirs).max() > 1e-3
         np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-11 * np.abs(theirs).max())
 
@@ -152,7 +172,8 @@ def test_products_of_a_wide_layer_come_from_pairs_and_form_no_gradient():
         return jnp.square(jnp.tanh(inputs @ params) - targets[:, None]).sum(axis=1)
 
     def products(params, inputs, targets):
-        return record(loss, params, inputs, targets).products(jnp.ones((5, 4)), 4)
+        tape = record(loss, params, inputs, targets, blocks=(1,) * 4)
+        return tape.products([jnp.ones(1)] * 4)
 
     shapes = (
         jax.ShapeDtypeStruct(s, jnp.float32) for s in ((width, width), (rows, width), (rows,))

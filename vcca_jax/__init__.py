@@ -40,14 +40,17 @@ from vcca_jax.constraints import (
     within_angle,
 )
 from vcca_jax.contribution import (
+    across,
     aumann_shapley,
     banzhaf,
     banzhaf_sampled,
     beta_shapley,
+    bootstrap,
     by_principal,
     credit_matrix,
     efficiency_gap,
     exact_shapley,
+    first_order,
     in_run,
     influence,
     influence_functions,
@@ -66,6 +69,7 @@ from vcca_jax.contribution import (
 from vcca_jax.cooperate import CooperateInfo, CooperateState, cooperate
 from vcca_jax.cooperative import Cooperative, Shards, cooperative, join, leave
 from vcca_jax.gradients import AgentGradients, agent_gradients, agent_norms, from_stack
+from vcca_jax.held_out import HeldOutLoss
 from vcca_jax.ledger import Ledger, LedgerError
 from vcca_jax.low_rank import low_rank
 from vcca_jax.messages import MessageLog, message_log, message_sizes
@@ -82,6 +86,7 @@ from vcca_jax.rows import Rows, streamed_rows
 from vcca_jax.screen_report import ScreenReport, screened_by, untouched
 from vcca_jax.screening import screen
 from vcca_jax.settlement import allocate, quantise
+from vcca_jax.shared_pass import OnePass, shared_pass
 from vcca_jax.subtrees import by_subtree
 from vcca_jax.trainer import Trainer, TrainInfo, TrainState, gradient_trainer, noisy
 from vcca_jax.traversal import split_traversal, traversal, traverse
@@ -99,11 +104,13 @@ __all__ = [
     "CooperateInfo",
     "CooperateState",
     "Cooperative",
+    "HeldOutLoss",
     "Keyed",
     "Ledger",
     "LedgerError",
     "MessageLog",
     "Messages",
+    "OnePass",
     "Round",
     "RoundPlan",
     "Rows",
@@ -117,6 +124,7 @@ __all__ = [
     "ValueProfiles",
     "Values",
     "VirtualBatch",
+    "across",
     "adam_metric",
     "affine",
     "agent_gradients",
@@ -126,6 +134,7 @@ __all__ = [
     "banzhaf",
     "banzhaf_sampled",
     "beta_shapley",
+    "bootstrap",
     "by_example",
     "by_principal",
     "by_subtree",
@@ -144,6 +153,7 @@ __all__ = [
     "fedavg",
     "federated",
     "fedprox",
+    "first_order",
     "forbid",
     "freeze",
     "from_linen",
@@ -186,6 +196,7 @@ __all__ = [
     "screened_by",
     "shapley_interactions",
     "share_rules",
+    "shared_pass",
     "solve_cone_dual",
     "solve_cone_duals",
     "solve_conic_program",

@@ -10,14 +10,16 @@ import optax
 
 from vcca_jax import screening
 from vcca_jax.admission import informed_update
-from vcca_jax.contribution import Estimator, aumann_shapley
-from vcca_jax.gradients import Method, agent_gradients
+from vcca_jax.contribution import Estimator, aumann_shapley, first_order
+from vcca_jax.gradients import Method
 from vcca_jax.metric import Metric
 from vcca_jax.profiles import ValueProfiles
-from vcca_jax.rows import Rows, streamed_rows
+from vcca_jax.proportional_updates import proportion
 from vcca_jax.screening import Screen, ScreenReport
+from vcca_jax.shared_pass import OnePass
+from vcca_jax.step_gradients import Losses, passes, step_gradients, step_worth
 from vcca_jax.trainer import ExampleLoss, Params, Trainer, where_live
-from vcca_jax.utility import one_step_utility
+from vcca_jax.utility import OneStepUtility, one_step_utility
 from vcca_jax.values import Values
 from vcca_jax.virtual_batch import VirtualBatch
 
@@ -64,6 +66,9 @@ class CooperateInfo(NamedTuple):
         gain: scalar, v(1) - v(0), the worth of what the agents brought.
         carry_over: scalar, v(0) - v(nothing done), the worth of the optimizer's memory.
         residual: scalar, gain - sum of credits: what the estimator leaves unassigned.
+        example_credits: [B], each sample's part of its owner's credit, or None where it was not
+            asked for. What the screen added to an owner's update is in its credit and in no
+            sample's.
     """
 
     loss: jax.Array
@@ -75,6 +80,7 @@ class CooperateInfo(NamedTuple):
     gain: jax.Array
     carry_over: jax.Array
     residual: jax.Array
+    example_credits: jax.Array | None = None
 
 
 def cooperate(
@@ -86,9 +92,10 @@ def cooperate(
     screen: Screen | None = None,
     screen_inside: bool = False,
     estimator: Estimator | None = None,
-    method: Method = "linearized",
+    method: Method | OnePass = "linearized",
     metric: Metric | None = None,
     stream_values: bool = False,
+    credit_examples: bool = False,
 ) -> Trainer:
     """Trainer of a value-constrained cooperative.
 
@@ -109,11 +116,30 @@ def cooperate(
             ``one_step_utility``.
         estimator: ``estimator(utility, weights, key=key) -> [A]``; ``aumann_shapley`` with 4
             nodes by default, which suffice for the short way of one step.
-        method: form of the agent gradients.
+        method: form of the agent gradients. "one_pass", or ``OnePass`` with its options, takes the
+            examples of value losses and of the validation loss that name them (``group_loss``)
+            along with the batch: one forward and one backward pass for all of the step.
         metric: screens in the metric of the optimizer, such as ``adam_metric()``; it takes one
             more backward pass.
-        stream_values: never hold the M value gradients at once; see ``streamed_rows``.
+        stream_values: never hold the M value gradients at once; see ``streamed_rows``. In one pass
+            they are not held anyway, where their losses name their examples.
+        credit_examples: tell each sample's part of the credit too. It takes the one-pass form, the
+            estimator ``first_order``, a screen outside and an optimizer whose update is
+            proportional to the gradient; elsewhere, give ``by_example(batch)`` to the step, which
+            makes every sample an agent.
+
+    Raises:
+        ValueError: ``credit_examples`` without what it takes; by the step, where the optimizer is
+            not of that kind.
     """
+    if credit_examples and (
+        not passes(method) or estimator is not first_order or screen_inside or stream_values
+    ):
+        raise ValueError(
+            "credit_examples=True takes method='one_pass', estimator=first_order, screen_inside="
+            "False and stream_values=False; or make every sample an agent with by_example(batch)"
+        )
+    losses = Losses(loss_fn, validation_loss, values)
     screen = screening.screen("project", scope="own") if screen is None else screen
     estimator = partial(aumann_shapley, nodes=4) if estimator is None else estimator
 
@@ -137,12 +163,16 @@ def cooperate(
 
     def step(state: CooperateState, batch: VirtualBatch) -> tuple[CooperateState, CooperateInfo]:
         params = state.params
-        gradients = agent_gradients(loss_fn, params, batch, method=method)
-        if stream_values:
-            value_losses = values.losses(params, state.context)
-            rows: Params | Rows = streamed_rows(values, params, state.context)
-        else:
-            value_losses, rows = values.gradients(params, state.context)
+        known = step_gradients(
+            losses,
+            params,
+            batch,
+            state.context,
+            method=method,
+            stream_values=stream_values,
+            follow_validation=estimator is first_order,
+        )
+        gradients, rows = known.gradients, known.rows
         screen_now = screen
         if metric is not None:
             diagonal = metric(state.optimizer_state, gradients.sum())
@@ -173,27 +203,28 @@ def cooperate(
             value_gradients=rows,
             profiles=state.profiles,
             context=state.context,
+            validation_row=known.validation_row,
         )
         credits = estimator(utility, weights, key=jax.random.fold_in(state.key, state.step))
         moved = optax.apply_updates(params, updates)
-        idle, _ = update(jax.tree.map(jnp.zeros_like, updates), state.optimizer_state, params)
-        drifted = optax.apply_updates(params, idle)
-        before, nobody, everybody = jax.vmap(validation_loss)(
-            jax.tree.map(lambda *leaves: jnp.stack(leaves), params, drifted, moved)
-        )
-        # Equal parameters are worth exactly the same, however the losses were rounded.
-        nobody = jnp.where(_equal(drifted, params), before, nobody)
-        gain = nobody - everybody
+        kind = proportion(lambda g: update(g, state.optimizer_state, params)[0], params)
+        drifted = None
+        if kind is None or kind.rest:
+            idle, _ = update(jax.tree.map(jnp.zeros_like, updates), state.optimizer_state, params)
+            drifted = optax.apply_updates(params, idle)
+        worth = step_worth(losses, known, params, drifted, moved, state.context)
+        gain = worth.nobody - worth.everybody
         info = CooperateInfo(
             loss=gradients.losses.sum(),
-            value_losses=value_losses,
-            value_changes=values.losses(moved, state.context) - value_losses,
+            value_losses=known.value_losses,
+            value_changes=worth.values - known.value_losses,
             report=report,
             present=gradients.present,
             credits=credits,
             gain=gain,
-            carry_over=before - nobody,
+            carry_over=worth.before - worth.nobody,
             residual=gain - credits.sum(),
+            example_credits=_sample_credits(utility, weights, batch) if credit_examples else None,
         )
         info = where_live(batch, info, jax.tree.map(jnp.zeros_like, info))
         after = state._replace(
@@ -208,6 +239,12 @@ def cooperate(
     return Trainer(init, step)
 
 
-def _equal(left: Params, right: Params) -> jax.Array:
-    same = jax.tree.map(lambda x, y: (x == y).all(), left, right)
-    return jax.tree.reduce(jnp.logical_and, same)
+def _sample_credits(utility: OneStepUtility, weights: jax.Array, batch: VirtualBatch) -> jax.Array:
+    told = utility.examples(weights, batch.owners)
+    if told is None:
+        raise ValueError(
+            "credit_examples=True, but the optimizer's update is not proportional to the gradient,"
+            " or the screen is not one that adds value gradients; make every sample an agent with"
+            " by_example(batch) instead"
+        )
+    return jnp.where(batch.mask, told, 0)

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from vcca_jax.rows import rows_combination, rows_dot, tree_dot, weighted
-from vcca_jax.tape import record
+from vcca_jax.tape import Tape, record
 from vcca_jax.trainer import ExampleLoss, Params, live_count
 from vcca_jax.virtual_batch import VirtualBatch, Visits, present, visits
 
@@ -115,6 +115,35 @@ def from_stack(
     )
 
 
+def from_tape(
+    tape: Tape,
+    loss_fn: ExampleLoss,
+    params: Params,
+    batch: VirtualBatch,
+    samples_per_visit: int | None = None,
+) -> AgentGradients:
+    """The operator of a tape whose first B rows are the batch's; others may follow."""
+    capacity, mine = batch.active.shape[0], slice(batch.mask.shape[0])
+    share = jnp.where(batch.mask, 1 / live_count(batch), 0).astype(tape.losses.dtype)
+
+    def dot(direction: Params) -> jax.Array:
+        return _agent_sum(share * tape.dot(direction, mine), batch.owners, capacity)
+
+    def total(weights: jax.Array | None = None) -> Params:
+        held = share if weights is None else share * weights[batch.owners].astype(share.dtype)
+        return tape.combination(held, mine)
+
+    return AgentGradients(
+        dot=dot,
+        sum=total,
+        stack=lambda: _stack(loss_fn, params, batch, samples_per_visit),
+        squared_norms=_squared_norms(loss_fn, params, batch, samples_per_visit),
+        losses=_agent_sum(share * tape.losses[mine], batch.owners, capacity),
+        present=present(batch),
+        active=batch.active,
+    )
+
+
 def agent_norms(gradients: AgentGradients) -> jax.Array:
     """[A], the Euclidean norms |g_i|, of a changed operator to rounding: never negative."""
     return jnp.sqrt(jnp.maximum(gradients.squared_norms(), 0))
@@ -171,23 +200,8 @@ def _linearized(
 def _one_pass(
     loss_fn: ExampleLoss, params: Params, batch: VirtualBatch, samples_per_visit: int | None
 ) -> AgentGradients:
-    capacity = batch.active.shape[0]
     tape = record(loss_fn, params, batch.inputs, batch.targets)
-    share = jnp.where(batch.mask, 1 / live_count(batch), 0).astype(tape.losses.dtype)
-
-    def total(weights: jax.Array | None = None) -> Params:
-        held = share if weights is None else share * weights[batch.owners].astype(share.dtype)
-        return tape.combination(held)
-
-    return AgentGradients(
-        dot=lambda direction: _agent_sum(share * tape.dot(direction), batch.owners, capacity),
-        sum=total,
-        stack=lambda: _stack(loss_fn, params, batch, samples_per_visit),
-        squared_norms=_squared_norms(loss_fn, params, batch, samples_per_visit),
-        losses=_agent_sum(share * tape.losses, batch.owners, capacity),
-        present=present(batch),
-        active=batch.active,
-    )
+    return from_tape(tape, loss_fn, params, batch, samples_per_visit)
 
 
 def _stacked(

@@ -5,6 +5,8 @@ parameters (all of them unless something is frozen): a projection adds multiples
 gradients, a rejection scales by 0 or 1, a frozen part is cut away.
 """
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -18,7 +20,15 @@ from vcca_jax.trainer import Params
 def inner_products(
     gradients: AgentGradients, rows: Rows, weights: Params | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """<g_i, V_m> [A, M] and <V_m, V_n> [M, M], in the inner product of a diagonal ``weights``."""
+    """<g_i, V_m> [A, M] and <V_m, V_n> [M, M], in the inner product of a diagonal ``weights``.
+
+    Rows that share a pass with the gradients, or with those beneath an ``affine`` change of them,
+    are not looked at one by one.
+    """
+    products = _shared_products(gradients, rows, weights)
+    gram = None if rows.shared is None else rows.shared.gram(rows.shared, weights)
+    if products is not None and gram is not None:
+        return products, gram
 
     def of_row(row: Params) -> tuple[jax.Array, jax.Array]:
         direction = weighted(row, weights)
@@ -26,6 +36,82 @@ def inner_products(
 
     products, gram = rows.each(of_row)
     return products.T, gram
+
+
+def example_products(
+    gradients: AgentGradients, rows: Rows, owners: jax.Array, weights: Params | None = None
+) -> jax.Array | None:
+    """[B, M], what each example of the batch brings to <g_i, V_m> of its owner.
+
+    Of changed gradients the examples' own part, scaled; what a screen added belongs to no example.
+
+    Returns:
+        None where the rows share no pass with the gradients.
+    """
+    if rows.shared is None:
+        return None
+    if not isinstance(gradients.dot, AffineDot):
+        return rows.shared.by_example(gradients.dot, weights)
+    total = jnp.zeros((owners.shape[0], rows.size))
+    for scale, _, part in gradients.dot.in_parts():
+        beneath = example_products(
+            gradients.dot.gradients, rows, owners, product_weights(weights, part)
+        )
+        if beneath is None:
+            return None
+        total += scale[owners][:, None] * beneath
+    return total
+
+
+def _shared_products(
+    gradients: AgentGradients, rows: Rows, weights: Params | None
+) -> jax.Array | None:
+    """[A, M], <g_i, V_m> from a shared pass, through any number of ``affine`` changes."""
+    if rows.shared is None:
+        return None
+    if not isinstance(gradients.dot, AffineDot):
+        return rows.shared.products(gradients.dot, weights)
+    added, total = gradients.dot.rows.shared, jnp.zeros(())
+    for scale, coefficients, part in gradients.dot.in_parts():
+        metric = product_weights(weights, part)
+        beneath = _shared_products(gradients.dot.gradients, rows, metric)
+        cross = None if added is None else added.gram(rows.shared, metric)
+        if beneath is None or cross is None:
+            return None
+        total = total + scale[:, None] * beneath + coefficients @ cross
+    return total
+
+
+@dataclass(frozen=True, eq=False)
+class AffineDot:
+    """The ``dot`` of ``affine``, which tells what it is made of.
+
+    Attributes:
+        gradients: beneath.
+        rows: that are added.
+        scale: [P, A].
+        coefficients: [P, A, M].
+        parts: P diagonals of zeros and ones, or None for everything.
+    """
+
+    gradients: AgentGradients
+    rows: Rows
+    scale: jax.Array
+    coefficients: jax.Array
+    parts: Sequence[Params | None]
+
+    def in_parts(self) -> Iterator[tuple[jax.Array, jax.Array, Params | None]]:
+        """Scale [A], coefficients [A, M] and diagonal of each part."""
+        for p, part in enumerate(self.parts):
+            yield self.scale[p], self.coefficients[p], part
+
+    def __call__(self, direction: Params) -> jax.Array:
+        """[A], <h_i, direction>."""
+        return _total(
+            scale * self.gradients.dot(weighted(direction, part))
+            + coefficients @ self.rows.dot(weighted(direction, part))
+            for scale, coefficients, part in self.in_parts()
+        )
 
 
 def affine(
@@ -59,22 +145,11 @@ def affine(
         for p in range(scale.shape[0])
     ]
 
-    def dot(direction: Params) -> jax.Array:
-        return _total(
-            scale[p] * gradients.dot(weighted(direction, part))
-            + coefficients[p] @ rows.dot(weighted(direction, part))
-            for p, part in enumerate(parts)
-        )
-
     def total(weights: jax.Array | None = None) -> Params:
         weights = jnp.ones_like(scale[0]) if weights is None else weights
         return _total(
             weighted(
-                jax.tree.map(
-                    jnp.add,
-                    gradients.sum(weights * scale[p]),
-                    rows.combination((weights[None, :] @ coefficients[p])[0]),
-                ),
+                _sum(gradients, weights * scale[p], rows, (weights[None, :] @ coefficients[p])[0]),
                 part,
             )
             for p, part in enumerate(parts)
@@ -102,7 +177,19 @@ def affine(
             for q, right in enumerate(parts)
         )
 
+    dot = AffineDot(gradients, rows, scale, coefficients, parts)
     return gradients._replace(dot=dot, sum=total, stack=stack, squared_norms=squared_norms)
+
+
+def _sum(
+    gradients: AgentGradients, weights: jax.Array, rows: Rows, coefficients: jax.Array
+) -> Params:
+    """sum_i w_i g_i + sum_m c_m V_m."""
+    if rows.shared is not None:
+        together = rows.shared.total(gradients.dot, weights, coefficients)
+        if together is not None:
+            return together
+    return jax.tree.map(jnp.add, gradients.sum(weights), rows.combination(coefficients))
 
 
 def _cross(gradients: AgentGradients, rows: Rows, weights: Params | None) -> Any:

@@ -6,13 +6,39 @@ O(M D) memory; a streamed row exists while it is looked at.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
 from vcca_jax.trainer import Params
 from vcca_jax.values import ValueLoss, Values
+
+
+class SharedRows(Protocol):
+    """Rows whose inner products fall out of a pass that agent gradients came from too."""
+
+    def products(
+        self, dot: Callable[[Params], jax.Array], weights: Params | None
+    ) -> jax.Array | None:
+        """[A, M], all <g_i, W V_m>, if ``dot`` is that of the pass's own agent gradients."""
+        ...
+
+    def by_example(
+        self, dot: Callable[[Params], jax.Array], weights: Params | None
+    ) -> jax.Array | None:
+        """[B, M], likewise of the examples' parts of them."""
+        ...
+
+    def gram(self, others: "SharedRows | None", weights: Params | None) -> jax.Array | None:
+        """[M, M'], <V_m, W V'_n>, if the others are rows of the same pass."""
+        ...
+
+    def total(
+        self, dot: Callable[[Params], jax.Array], weights: jax.Array, coefficients: jax.Array
+    ) -> Params | None:
+        """sum_i w_i g_i + sum_m c_m V_m, if ``dot`` is that of the pass's own agent gradients."""
+        ...
 
 
 class Rows(NamedTuple):
@@ -23,12 +49,14 @@ class Rows(NamedTuple):
         dot: ``dot(direction) -> [M]``, the inner products <V_m, direction>.
         combination: ``combination(coefficients [M]) -> params``, sum_m c_m V_m.
         each: ``each(function)``, function(V_m) for every m, stacked along a leading [M].
+        shared: the pass that they share with agent gradients, if they do.
     """
 
     size: int
     dot: Callable[[Params], jax.Array]
     combination: Callable[[jax.Array], Params]
     each: Callable[[Callable[[Params], Any]], Any]
+    shared: "SharedRows | None" = None
 
 
 def stacked_rows(rows: Params) -> Rows:

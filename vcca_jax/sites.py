@@ -2,11 +2,11 @@
 
 A site is an operation F(h, w) of activations h and weights w. What depends on parameters alone is a
 derived weight and no site: a reshaped leaf, or merged low-rank adapters. An operation that hides
-its parameters, such as a loop over layers, is a site as a whole.
+its parameters, such as a loop over layers, is a site as a whole. Weights that were broadcast to
+meet their data, a bias or a norm's scale, count as they were before.
 """
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,25 +14,10 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Literal
 
 from vcca_jax.programs import bind, inner_program
+from vcca_jax.site_views import VIEWS, MatrixView, ViewRule
 
 # A leaf seen through these is the same numbers: inner products do not change.
-_VIEWS = {"reshape", "transpose", "squeeze", "expand_dims", "copy"}
-
-
-class Dense(NamedTuple):
-    """A site that multiplies activations with a leaf, seen as a product of matrices.
-
-    Attributes:
-        positions, inputs, outputs: sizes of [positions, inputs] @ [inputs, outputs].
-        rows: brings activations to [positions, inputs].
-        columns: brings outputs to [positions, outputs].
-    """
-
-    positions: int
-    inputs: int
-    outputs: int
-    rows: Callable[[jax.Array], jax.Array]
-    columns: Callable[[jax.Array], jax.Array]
+_SAME_NUMBERS = {"reshape", "transpose", "squeeze", "expand_dims", "copy"}
 
 
 class Site(NamedTuple):
@@ -42,12 +27,14 @@ class Site(NamedTuple):
         apply: ``apply(activations, weights) -> outputs``, lists of arrays of one example, of the
             outputs the floating ones.
         depends: places of the parameter leaves that its weights are made of.
-        dense: the site as a product of matrices, or None.
+        leaf: its weights are one parameter leaf, perhaps in another order.
+        view: the site as a product of matrices, or None.
     """
 
     apply: Callable[[Sequence[Any], Sequence[Any]], list[Any]]
     depends: frozenset[int]
-    dense: Dense | None
+    leaf: bool
+    view: MatrixView | None
 
 
 class Met(NamedTuple):
@@ -72,18 +59,26 @@ class _Value(NamedTuple):
     Attributes:
         value: the array.
         derived: it depends on no data.
-        leaf: it is a view of a parameter leaf.
+        leaf: it holds the numbers of one parameter leaf.
         depends: places of the leaves that it is made of, if it is derived.
+        narrow: what it was before it was broadcast, if it was.
+        widening: the operations that broadcast it.
     """
 
     value: Any
     derived: bool = True
     leaf: bool = False
     depends: frozenset[int] = frozenset()
+    narrow: Any = None
+    widening: tuple[Any, ...] = ()
 
 
 def run(
-    program: ClosedJaxpr, leaves: Sequence[Any], data: Sequence[Any], probes: Sequence[Any] | None
+    program: ClosedJaxpr,
+    leaves: Sequence[Any],
+    data: Sequence[Any],
+    probes: Sequence[Any] | None,
+    views: Mapping[str, ViewRule] = VIEWS,
 ) -> Met:
     """Run the program of one example's loss.
 
@@ -93,6 +88,7 @@ def run(
         data: of the example.
         probes: what to add to the sites' outputs, in their order: zeros, whose derivatives are the
             outputs' cotangents. None adds nothing.
+        views: how operations are seen as products of matrices, by their names.
     """
     met = Met(None, [], [], [], [])
     arguments = [
@@ -100,12 +96,16 @@ def run(
         *(_Value(leaf, False) for leaf in data),
     ]
     added = None if probes is None else iter(probes)
-    (loss,) = _follow(program, arguments, met, added)
+    (loss,) = _follow(program, arguments, met, added, views)
     return met._replace(loss=loss.value)
 
 
 def _follow(
-    program: ClosedJaxpr, arguments: Sequence[_Value], met: Met, probes: Iterator[Any] | None
+    program: ClosedJaxpr,
+    arguments: Sequence[_Value],
+    met: Met,
+    probes: Iterator[Any] | None,
+    views: Mapping[str, ViewRule],
 ) -> list[_Value]:
     known = {
         variable: _Value(constant)
@@ -120,20 +120,43 @@ def _follow(
         operands = read(equation.invars)
         derived = all(operand.derived for operand in operands)
         depends = frozenset[int]().union(*(o.depends for o in operands if o.derived))
-        if derived or not depends:
-            view = derived and operands[0].leaf and equation.primitive.name in _VIEWS
+        if derived:
             told = bind(equation, [operand.value for operand in operands])
-            results = [_Value(t, derived, view, depends if derived else frozenset()) for t in told]
+            results = [_derive(equation, operands, value, depends) for value in told]
+        elif not depends:
+            told = bind(equation, [operand.value for operand in operands])
+            results = [_Value(value, False) for value in told]
         elif (inner := inner_program(equation)) is not None:
-            results = _follow(inner, operands, met, probes)
+            results = _follow(inner, operands, met, probes, views)
         else:
-            results = _meet(equation, operands, met, probes)
+            results = _meet(equation, operands, met, probes, views)
         known |= dict(zip(equation.outvars, results, strict=True))
     return read(program.jaxpr.outvars)
 
 
+def _derive(
+    equation: Any, operands: Sequence[_Value], value: Any, depends: frozenset[int]
+) -> _Value:
+    """A value made of parameters alone, with what is known of how."""
+    if not operands:
+        return _Value(value)
+    first, name = operands[0], equation.primitive.name
+    same = name in _SAME_NUMBERS or (
+        name == "broadcast_in_dim" and value.size == jnp.size(first.value)
+    )
+    wider = name == "broadcast_in_dim" and value.size > jnp.size(first.value)
+    if depends and len(operands) == 1 and (wider or (same and first.widening)):
+        narrow = first.narrow if first.widening else first.value
+        return _Value(value, True, False, depends, narrow, (*first.widening, equation))
+    return _Value(value, True, same and first.leaf, depends)
+
+
 def _meet(
-    equation: Any, operands: Sequence[_Value], met: Met, probes: Iterator[Any] | None
+    equation: Any,
+    operands: Sequence[_Value],
+    met: Met,
+    probes: Iterator[Any] | None,
+    views: Mapping[str, ViewRule],
 ) -> list[_Value]:
     """Note a site, and hand its outputs on with their probes."""
     weights = [i for i, operand in enumerate(operands) if operand.depends]
@@ -143,19 +166,27 @@ def _meet(
 
     def apply(h: Sequence[Any], w: Sequence[Any]) -> list[Any]:
         placed = list(constants)
-        for i, value in (*zip(data, h, strict=True), *zip(weights, w, strict=True)):
+        for i, value in zip(data, h, strict=True):
+            placed[i] = value
+        for i, value in zip(weights, w, strict=True):
+            for widening in operands[i].widening:
+                (value,) = bind(widening, [value])
             placed[i] = value
         return [out for out in bind(equation, placed) if _floating(out)]
 
     told = bind(equation, values)
+    of_weights = [operands[i] for i in weights]
+    rule = views.get(equation.primitive.name)
+    seen = len(operands) == 2 and data == [0] and weights == [1] and not operands[1].widening
     met.sites.append(
         Site(
             apply,
-            frozenset[int]().union(*(operands[i].depends for i in weights)),
-            _as_dense(equation, operands),
+            frozenset[int]().union(*(operand.depends for operand in of_weights)),
+            all(operand.leaf for operand in of_weights) and len(of_weights) == 1,
+            rule(equation.params, *values) if rule is not None and seen else None,
         )
     )
-    met.weights.append([values[i] for i in weights])
+    met.weights.append([o.narrow if o.widening else o.value for o in of_weights])
     met.activations.append([values[i] for i in data])
     met.outputs.append([out for out in told if _floating(out)])
     if probes is not None:
@@ -165,24 +196,3 @@ def _meet(
 
 def _floating(array: jax.Array) -> bool:
     return jnp.issubdtype(array.dtype, jnp.inexact)
-
-
-def _as_dense(equation: Any, operands: Sequence[_Value]) -> Dense | None:
-    if equation.primitive.name != "dot_general" or operands[0].derived or not operands[1].leaf:
-        return None
-    (contracted, _), (batch, _) = equation.params["dimension_numbers"]
-    if batch:
-        return None
-    shape = operands[0].value.shape
-    free = [axis for axis in range(len(shape)) if axis not in contracted]
-    positions = math.prod(shape[axis] for axis in free)
-    inputs = math.prod(shape[axis] for axis in contracted)
-    outputs = operands[1].value.size // inputs
-
-    def rows(h: jax.Array) -> jax.Array:
-        return jnp.transpose(h, (*free, *contracted)).reshape(positions, inputs)
-
-    def columns(d: jax.Array) -> jax.Array:
-        return d.reshape(positions, outputs)
-
-    return Dense(positions, inputs, outputs, rows, columns)

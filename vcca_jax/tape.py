@@ -11,8 +11,11 @@ weighted product a site, a third of a training step over the rows:
 
     combination(c)   sum_s c_s grad l_s                     F transposed, on d weighted by c
     dot(v)           <grad l_s, v> for every s              F applied to v, times d
-    products(c)      <grad l_s, sum_r c_kr grad l_r>        from pairs where that is cheaper:
-                     <grad_w l_s, grad_w l_r> = (h_s . h_r) (d_s . d_r) of a dense layer
+    products(c)      <grad l_s, sum_r c_kr grad l_r>        in the cheapest form at each site
+
+of which the form is chosen by a cost model (``site_forms``): from pairs, <grad_w l_s, grad_w l_r> =
+(h_s . h_r) (d_s . d_r) of a dense layer; from each example's gradient, where it is small beside its
+activations, as a convolution's; or from K directions that are formed.
 
 The loss is taken as it is, whatever framework wrote it: its program for one example is traced,
 followed operation by operation (``sites``), and vectorized over the examples. So each example is
@@ -20,14 +23,18 @@ alone by construction. Source of the pair form: Goodfellow 2015, arXiv:1510.0179
 inner products, In-Run Data Shapley, arXiv:2406.11011.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from vcca_jax.sites import Dense, Met, Site, run
+from vcca_jax.site_forms import Form, SiteSize, site_form
+from vcca_jax.site_views import VIEWS, MatrixView, ViewRule
+from vcca_jax.sites import Met, Site, run
 from vcca_jax.trainer import ExampleLoss, Params
+
+EVERY = slice(None)
 
 
 class Tape(NamedTuple):
@@ -35,19 +42,41 @@ class Tape(NamedTuple):
 
     Attributes:
         losses: [R].
-        dot: ``dot(direction) -> [R]``, <grad l_s, direction>.
-        combination: ``combination(coefficients [R]) -> params``, sum_s c_s grad l_s.
-        products: ``products(coefficients [K, n], start) -> [R, K]``, <grad l_s, v_k> with v_k =
-            sum_r c_kr grad l_{start + r}, of the n examples from ``start``, a plain integer.
+        dot: ``dot(direction, rows=all) -> [r]``, <grad l_s, direction> of a slice of the rows.
+        combination: ``combination(coefficients [r], rows=all) -> params``, sum_s c_s grad l_s.
+        products: ``products(coefficients, weights=None) -> [R, K]``, <grad l_s, W v_k> with v_k =
+            sum_r c_kr grad l_r over the rows of block k. One array of coefficients a block; W
+            multiplies each leaf by a number, a pytree like the parameters of scalars.
+        forms: how each site holds its gradients.
     """
 
     losses: jax.Array
-    dot: Callable[[Params], jax.Array]
-    combination: Callable[[jax.Array], Params]
-    products: Callable[[jax.Array, int], jax.Array]
+    dot: Callable[..., jax.Array]
+    combination: Callable[..., Params]
+    products: Callable[..., jax.Array]
+    forms: tuple[Form, ...]
 
 
-def record(loss_fn: ExampleLoss, params: Params, inputs: Any, targets: Any) -> Tape:
+class _Kept(NamedTuple):
+    """A site with what it was given, what came back, and the form of its gradients."""
+
+    site: Site
+    form: Form
+    weights: list[Any]
+    activations: list[Any]  # [R, ...] each
+    cotangents: list[Any]  # [R, ...] each
+
+
+def record(
+    loss_fn: ExampleLoss,
+    params: Params,
+    inputs: Any,
+    targets: Any,
+    *,
+    blocks: Sequence[int] = (),
+    form: Form = "auto",
+    views: Mapping[str, ViewRule] = VIEWS,
+) -> Tape:
     """Run R examples forward and backward once, their gradients unformed.
 
     Memory: what every site was given and what came back to it, for all R examples.
@@ -58,14 +87,25 @@ def record(loss_fn: ExampleLoss, params: Params, inputs: Any, targets: Any) -> T
         params: pytree of D numbers.
         inputs: [R, ...], an array or a pytree of arrays; ``Keyed`` ones too.
         targets: [R, ...], likewise.
+        blocks: rows in each of the K blocks that ``products`` makes directions of: the last rows,
+            block after block.
+        form: how sites hold their gradients: chosen by cost, or one form wherever it is possible.
+        views: how operations are seen as products of matrices; see ``site_views``.
 
     Returns:
         The tape. Its numbers are those of ``jax.grad`` up to the order of summation.
+
+    Raises:
+        ValueError: blocks that hold more rows than there are, or an unknown form.
     """
+    if form not in ("auto", "pairs", "stacked", "directions"):
+        raise ValueError(f"form={form!r} must be 'auto', 'pairs', 'stacked' or 'directions'")
     leaves, structure = jax.tree.flatten(params)
     data = jax.tree.leaves((inputs, targets))
     example = jax.tree.structure((inputs, targets))
     count = data[0].shape[0]
+    if sum(blocks) > count or not all(size > 0 for size in blocks):
+        raise ValueError(f"blocks={tuple(blocks)} must be positive and of {count} rows at most")
     first = [leaf[0] for leaf in data]
 
     def of_one(leaves: Sequence[Any], data: Sequence[Any]) -> jax.Array:
@@ -76,7 +116,7 @@ def record(loss_fn: ExampleLoss, params: Params, inputs: Any, targets: Any) -> T
     noted: list[Met] = []
 
     def outputs(data: Sequence[Any]) -> list[list[Any]]:
-        noted.append(run(program, leaves, data, None))
+        noted.append(run(program, leaves, data, None, views))
         return noted[-1].outputs
 
     shapes = jax.eval_shape(outputs, first)
@@ -85,7 +125,7 @@ def record(loss_fn: ExampleLoss, params: Params, inputs: Any, targets: Any) -> T
 
     def forward(probes: list[list[Any]]) -> tuple[jax.Array, list[list[Any]]]:
         def one(data: Sequence[Any], probe: list[list[Any]]) -> tuple[Any, list[list[Any]]]:
-            met = run(program, leaves, data, jax.tree.leaves(probe))
+            met = run(program, leaves, data, jax.tree.leaves(probe), views)
             return met.loss, met.activations
 
         return jax.vmap(one)(data, probes)
@@ -95,101 +135,164 @@ def record(loss_fn: ExampleLoss, params: Params, inputs: Any, targets: Any) -> T
 
     def weights_of(leaves: Sequence[Any]) -> list[list[Any]]:
         """What stands at the sites, of the parameters alone: the compiler drops the rest."""
-        return run(program, leaves, first, None).weights
+        return run(program, leaves, first, None, views).weights
 
     weights, pull_weights = jax.vjp(weights_of, leaves)
-
-    def site_dot(place: int, moved: Sequence[Any]) -> jax.Array:
-        """[R], <d_s, dF/dw moved>."""
-
-        def one(h: Sequence[Any], d: Sequence[Any]) -> jax.Array:
-            _, pushed = jax.jvp(
-                lambda w: sites[place].apply(h, w), (weights[place],), (list(moved),)
-            )
-            return sum((jnp.vdot(a, b) for a, b in zip(pushed, d, strict=True)), _zero(losses))
-
-        return jax.vmap(one)(activations[place], cotangents[place])
-
-    def site_combination(place: int, coefficients: jax.Array, rows: slice) -> list[Any]:
-        """sum_s c_s (dF/dw)^T d_s."""
-        h, d = jax.tree.map(lambda leaf: leaf[rows], (activations[place], cotangents[place]))
-        _, transposed = jax.vjp(
-            lambda w: jax.vmap(lambda one: sites[place].apply(one, w))(h), weights[place]
+    kept = [
+        _Kept(
+            site,
+            site_form(
+                site,
+                SiteSize(*(sum(leaf.size for leaf in each) for each in (weights[i], shapes[i]))),
+                alone=not any(site.depends & o.depends for j, o in enumerate(sites) if j != i),
+                examples=count,
+                blocks=blocks,
+                wish=form,
+            ),
+            weights[i],
+            activations[i],
+            cotangents[i],
         )
-        return transposed([_times(leaf, coefficients) for leaf in d])[0]
+        for i, site in enumerate(sites)
+    ]
+    stacks = [_stack(each) if each.form == "stacked" else None for each in kept]
+    starts = [count - sum(blocks[k:]) for k in range(len(blocks))]
 
-    def dot(direction: Params) -> jax.Array:
+    def combined(place: int, coefficients: jax.Array, rows: slice) -> list[Any]:
+        """sum_s c_s (dF/dw)^T d_s, of one site."""
+        stack = stacks[place]
+        if stack is None:
+            return _combination(kept[place], coefficients, rows)
+        return _unravel(kept[place], coefficients.astype(stack.dtype) @ stack[rows])
+
+    def dot(direction: Params, rows: slice = EVERY) -> jax.Array:
         _, moved = jax.jvp(weights_of, (leaves,), (jax.tree.leaves(direction),))
-        terms = (site_dot(place, each) for place, each in enumerate(moved))
-        return sum(terms, jnp.zeros_like(losses))
+        terms = [
+            _dot(kept[place], each, rows)
+            if (stack := stacks[place]) is None
+            else stack[rows] @ _ravel(kept[place], each).astype(stack.dtype)
+            for place, each in enumerate(moved)
+        ]
+        return sum(terms, jnp.zeros_like(losses[rows]))
 
-    def combination(coefficients: jax.Array) -> Params:
-        parts = [site_combination(place, coefficients, slice(None)) for place in range(len(sites))]
+    def combination(coefficients: jax.Array, rows: slice = EVERY) -> Params:
+        parts = [combined(place, coefficients, rows) for place in range(len(kept))]
         return jax.tree.unflatten(structure, pull_weights(parts)[0])
 
-    def products(coefficients: jax.Array, start: int) -> jax.Array:
-        directions, rows = coefficients.shape
-        chosen = slice(start, start + rows)
-        paired = _cheaper_by_pairs(sites, count, rows, directions)
-        total = jnp.zeros((count, directions), losses.dtype)
-        for place, dense in paired.items():
-            (h,), (d,) = activations[place], cotangents[place]
-            total += _pairs(dense, h, d, chosen) @ coefficients.T.astype(total.dtype)
-        rest = [place for place in range(len(sites)) if place not in paired]
+    def products(coefficients: Sequence[jax.Array], weights: Params | None = None) -> jax.Array:
+        if [len(each) for each in coefficients] != list(blocks):
+            raise ValueError(
+                f"coefficients are of {[len(each) for each in coefficients]} rows and the blocks"
+                f" of {list(blocks)}; give one for each row"
+            )
+        factors = None if weights is None else jax.tree.leaves(weights)
+        total = jnp.zeros((count, len(blocks)), losses.dtype)
+        others = slice(count - sum(blocks), count)
+        spread = jax.scipy.linalg.block_diag(*(each[:, None] for each in coefficients))
+        for each in kept:
+            if each.form == "pairs":
+                term = _pairs(each, others) @ spread.astype(losses.dtype)
+                (leaf,) = each.site.depends
+                total += term if factors is None else factors[leaf].astype(term.dtype) * term
+        rest = [place for place, each in enumerate(kept) if each.form != "pairs"]
         if not rest:
             return total
 
-        def formed(c: jax.Array) -> jax.Array:
+        def formed(coefficients: jax.Array, start: int) -> list[Any]:
+            rows = slice(start, start + len(coefficients))
             parts = [
-                jax.tree.map(jnp.zeros_like, weights[place])
-                if place in paired
-                else site_combination(place, c, chosen)
-                for place in range(len(sites))
+                combined(place, coefficients, rows)
+                if place in rest
+                else jax.tree.map(jnp.zeros_like, each.weights)
+                for place, each in enumerate(kept)
             ]
-            _, moved = jax.jvp(weights_of, (leaves,), (pull_weights(parts)[0],))
-            return sum((site_dot(place, moved[place]) for place in rest), jnp.zeros_like(losses))
+            pulled = pull_weights(parts)[0]
+            if factors is None:
+                return pulled
+            return [g * f.astype(g.dtype) for g, f in zip(pulled, factors, strict=True)]
 
-        return total + jax.vmap(formed)(coefficients).T
+        directions = [formed(*each) for each in zip(coefficients, starts, strict=True)]
+        together = jax.tree.map(lambda *each: jnp.stack(each), *directions)
+        moved = jax.vmap(lambda v: jax.jvp(weights_of, (leaves,), (v,))[1])(together)
+        for place in rest:
+            each, stack = kept[place], stacks[place]
+            if stack is None:
+                total += jax.vmap(lambda m, each=each: _dot(each, m, EVERY))(moved[place]).T
+            else:
+                lines = jax.vmap(lambda m, each=each: _ravel(each, m))(moved[place])
+                total += stack @ lines.T.astype(stack.dtype)
+        return total
 
-    return Tape(losses, dot, combination, products)
-
-
-def _cheaper_by_pairs(
-    sites: Sequence[Site], examples: int, rows: int, directions: int
-) -> dict[int, Dense]:
-    """Sites whose products take fewer operations from pairs than from directions that are formed.
-
-    Pairs leave out what a leaf that is used at several sites owes to their combination, so they
-    serve where a leaf is used once.
-    """
-    chosen = {}
-    for place, site in enumerate(sites):
-        others = (other.depends for i, other in enumerate(sites) if i != place)
-        if site.dense is None or any(site.depends & depends for depends in others):
-            continue
-        positions, inputs, outputs = site.dense[:3]
-        pairs = examples * rows * positions**2 * (inputs + outputs)
-        formed = (rows + directions * examples) * positions * inputs * outputs
-        if pairs < formed:
-            chosen[place] = site.dense
-    return chosen
+    return Tape(losses, dot, combination, products, tuple(each.form for each in kept))
 
 
-def _pairs(dense: Dense, h: jax.Array, d: jax.Array, chosen: slice) -> jax.Array:
-    """[R, n], sum over positions t, u of (h_st . h_ru) (d_st . d_ru), r among the chosen."""
-    h, d = jax.vmap(dense.rows)(h), jax.vmap(dense.columns)(d)
-    if h.shape[1] == 1:
-        return (h[:, 0] @ h[chosen, 0].T) * (d[:, 0] @ d[chosen, 0].T)
-    seen = jnp.einsum("sti,rui->srtu", h, h[chosen])
-    sent = jnp.einsum("stj,ruj->srtu", d, d[chosen])
+def _dot(kept: _Kept, moved: Sequence[Any], rows: slice) -> jax.Array:
+    """[r], <d_s, dF/dw moved>."""
+
+    def one(h: Sequence[Any], d: Sequence[Any]) -> jax.Array:
+        _, pushed = jax.jvp(lambda w: kept.site.apply(h, w), (kept.weights,), (list(moved),))
+        return jnp.stack([jnp.vdot(a, b) for a, b in zip(pushed, d, strict=True)]).sum()
+
+    return jax.vmap(one)(
+        *jax.tree.map(lambda leaf: leaf[rows], (kept.activations, kept.cotangents))
+    )
+
+
+def _combination(kept: _Kept, coefficients: jax.Array, rows: slice) -> list[Any]:
+    """sum_s c_s (dF/dw)^T d_s, without a gradient of any example."""
+    h, d = jax.tree.map(lambda leaf: leaf[rows], (kept.activations, kept.cotangents))
+    _, transposed = jax.vjp(
+        lambda w: jax.vmap(lambda one: kept.site.apply(one, w))(h), kept.weights
+    )
+    return transposed([_times(leaf, coefficients) for leaf in d])[0]
+
+
+def _stack(kept: _Kept) -> jax.Array:
+    """[R, weights of the site], every example's own gradient at it."""
+    if (view := kept.site.view) is not None:
+        h, d = _seen(view, kept)
+        each = jnp.einsum("sti,stj->sij", h, d)
+        return each.reshape(each.shape[0], -1)
+
+    def one(h: Sequence[Any], d: Sequence[Any]) -> jax.Array:
+        _, transposed = jax.vjp(lambda w: kept.site.apply(h, w), kept.weights)
+        return _ravel(kept, transposed(list(d))[0])
+
+    return jax.vmap(one)(kept.activations, kept.cotangents)
+
+
+def _ravel(kept: _Kept, weights: Sequence[Any]) -> jax.Array:
+    """A site's weights as one line, in the order of its stack."""
+    if kept.site.view is not None:
+        return kept.site.view.matrix(weights[0]).reshape(-1)
+    return jnp.concatenate([leaf.reshape(-1) for leaf in weights])
+
+
+def _unravel(kept: _Kept, line: jax.Array) -> list[Any]:
+    """The weights that a line stands for: ``_ravel`` only reorders, so its transpose undoes it."""
+    (weights,) = jax.linear_transpose(lambda w: _ravel(kept, w), kept.weights)(line)
+    return weights
+
+
+def _pairs(kept: _Kept, others: slice) -> jax.Array:
+    """[R, n], sum over positions t, u of (h_st . h_ru) (d_st . d_ru), r among the others."""
+    view = kept.site.view
+    assert view is not None
+    h, d = _seen(view, kept)
+    if view.positions == 1:
+        return (h[:, 0] @ h[others, 0].T) * (d[:, 0] @ d[others, 0].T)
+    seen = jnp.einsum("sti,rui->srtu", h, h[others])
+    sent = jnp.einsum("stj,ruj->srtu", d, d[others])
     return (seen * sent).sum(axis=(2, 3))
+
+
+def _seen(view: MatrixView, kept: _Kept) -> tuple[jax.Array, jax.Array]:
+    """[R, positions, inputs] activations and [R, positions, outputs] cotangents."""
+    (h,), (d,) = kept.activations, kept.cotangents
+    return jax.vmap(view.rows)(h), jax.vmap(view.columns)(d)
 
 
 def _times(leaf: jax.Array, coefficients: jax.Array) -> jax.Array:
     """Each example's [R, ...] times its coefficient."""
     shape = (-1, *(1 for _ in leaf.shape[1:]))
     return leaf * coefficients.reshape(shape).astype(leaf.dtype)
-
-
-def _zero(like: jax.Array) -> jax.Array:
-    return jnp.zeros((), like.dtype)

@@ -7,6 +7,7 @@ its terms and renormalises nothing, so an agent whose update is zero is worth ex
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,8 +18,9 @@ import optax
 from vcca_jax.admission import informed_update
 from vcca_jax.contribution import Utility
 from vcca_jax.gradients import AgentGradients, Method, agent_gradients
-from vcca_jax.operators import affine
+from vcca_jax.operators import affine, example_products, inner_products
 from vcca_jax.profiles import ValueProfiles
+from vcca_jax.proportional_updates import proportion
 from vcca_jax.rows import Rows, as_rows
 from vcca_jax.screening import Screen
 from vcca_jax.singularities import finite_derivatives
@@ -28,6 +30,26 @@ from vcca_jax.virtual_batch import VirtualBatch
 
 SHORT_RUN = 16
 """Steps up to which a run is not divided: the states of all of them are kept."""
+
+
+@dataclass(frozen=True, eq=False)
+class OneStepUtility:
+    """The worth of one step as a function of the participation weights, and its first order.
+
+    Attributes:
+        worth: ``worth(w) -> scalar``, v(w); calling the utility is the same.
+        first_order: ``first_order(w) -> [A]``, see ``contribution.first_order``.
+        examples: ``examples(w, owners) -> [B] or None``, what each sample of the batch brings to
+            its owner's first-order credit; None where that is not told by inner products.
+    """
+
+    worth: Callable[[jax.Array], jax.Array]
+    first_order: Callable[[jax.Array], jax.Array]
+    examples: Callable[[jax.Array, jax.Array], jax.Array | None]
+
+    def __call__(self, weights: jax.Array) -> jax.Array:
+        """v(w)."""
+        return self.worth(weights)
 
 
 def one_step_utility(
@@ -41,7 +63,8 @@ def one_step_utility(
     value_gradients: Params | Rows | None = None,
     profiles: ValueProfiles | None = None,
     context: Any = None,
-) -> Utility:
+    validation_row: Rows | None = None,
+) -> OneStepUtility:
     """The worth of one step: v(w) = -L_val(theta (+) opt(sum_i w_i g~_i)).
 
     The optimizer's own update is applied, from its own state, so any optax optimizer is valued
@@ -69,6 +92,8 @@ def one_step_utility(
             coalition's update by what all active principals allow.
         profiles: the principals'.
         context: of the value losses.
+        validation_row: the gradient of ``validation_loss`` at theta as one row, where it is known
+            already, as from a ``shared_pass``.
 
     Raises:
         ValueError: a screen without value gradients or profiles.
@@ -86,17 +111,46 @@ def one_step_utility(
         )
     )
 
-    def utility(weights: jax.Array) -> jax.Array:
+    def direction(weights: jax.Array) -> Params:
         if screen is None or profiles is None:
-            direction = gradients.sum(weights)
-        else:
-            coalition = _weighted(gradients, weights, value_gradients)
-            screened, _ = screen(coalition, value_gradients, profiles)
-            direction = screened.sum()
-        updates, _ = update(direction, optimizer_state, params)
-        return -validation_loss(optax.apply_updates(params, updates))
+            return gradients.sum(weights)
+        coalition = _weighted(gradients, weights, value_gradients)
+        screened, _ = screen(coalition, value_gradients, profiles)
+        return screened.sum()
 
-    return utility
+    def applied(direction: Params) -> Params:
+        return update(direction, optimizer_state, params)[0]
+
+    def worth(weights: jax.Array) -> jax.Array:
+        return -validation_loss(optax.apply_updates(params, applied(direction(weights))))
+
+    def row() -> Rows:
+        if validation_row is not None:
+            return validation_row
+        gradient = jax.grad(validation_loss)(params)
+        return as_rows(jax.tree.map(lambda leaf: leaf[None], gradient))
+
+    def first_order(weights: jax.Array) -> jax.Array:
+        slope = row()
+        if screen is not None:
+            # The screen bends what a coalition's direction is.
+            expanded = jax.grad(lambda w: slope.dot(applied(direction(w)))[0])
+            return -weights * expanded(weights)
+        known = proportion(applied, params)
+        if known is not None:
+            along = inner_products(gradients, slope)[0][:, 0]
+            return -known.factor.astype(along.dtype) * weights * along
+        _, back = jax.vjp(applied, direction(weights))
+        return -weights * gradients.dot(back(slope.combination(jnp.ones(1)))[0])
+
+    def examples(weights: jax.Array, owners: jax.Array) -> jax.Array | None:
+        known = proportion(applied, params) if screen is None else None
+        brought = None if known is None else example_products(gradients, row(), owners)
+        if known is None or brought is None:
+            return None
+        return -known.factor.astype(brought.dtype) * weights[owners] * brought[:, 0]
+
+    return OneStepUtility(worth, first_order, examples)
 
 
 def training_utility(

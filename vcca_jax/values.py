@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from vcca_jax.held_out import HeldOutLoss, composed, mean_loss
 from vcca_jax.trainer import ExampleLoss, Params
 
 ValueLoss = Callable[[Params, Any], jax.Array]
@@ -68,12 +69,14 @@ def from_context(context: Any, name: str) -> Any:
     return context[name]
 
 
-def group_loss(loss_fn: ExampleLoss, inputs: Any, targets: Any) -> ValueLoss:
+def group_loss(loss_fn: ExampleLoss, inputs: Any, targets: Any) -> HeldOutLoss:
     """V = (1/n) sum_s loss_fn(params, x_s, y_s) over a group's n held-out examples.
 
     In the unit of ``loss_fn``, as smooth as it is. A group is any choice of rows: the patients of
     one sex, one hospital's, or the rows of some *classes*: a purpose limit such as "must not get
-    better at telling these classes" is ``forbid`` of the group loss over their rows.
+    better at telling these classes" is ``forbid`` of the group loss over their rows. It serves as a
+    validation loss too, and names its examples: ``cooperate(method="one_pass")`` then takes them
+    through the batch's own pass.
 
     Args:
         loss_fn: ``loss_fn(params, inputs, targets) -> [n]``.
@@ -87,13 +90,7 @@ def group_loss(loss_fn: ExampleLoss, inputs: Any, targets: Any) -> ValueLoss:
         raise ValueError("inputs holds no example; a group needs at least one held-out row")
     if len(inputs) != len(targets):
         raise ValueError(f"targets are {len(targets)} and inputs {len(inputs)}; give one for each")
-    inputs, targets = jnp.asarray(inputs), jnp.asarray(targets)
-
-    def loss(params: Params, context: Any) -> jax.Array:
-        del context
-        return loss_fn(params, inputs, targets).mean()
-
-    return loss
+    return HeldOutLoss(loss_fn, ((jnp.asarray(inputs), jnp.asarray(targets)),), mean_loss)
 
 
 def linear_value(direction: Params) -> ValueLoss:
@@ -172,11 +169,10 @@ def worst_group_loss(losses: Sequence[ValueLoss], *, temperature: float) -> Valu
     losses = _some("losses", losses)
     _check_positive("temperature", temperature)
 
-    def loss(params: Params, context: Any) -> jax.Array:
-        each = jnp.stack([value(params, context) for value in losses])
-        return temperature * jax.nn.logsumexp(each / temperature)
-
-    return loss
+    return composed(
+        losses,
+        lambda each: temperature * jax.nn.logsumexp(jnp.stack(each) / temperature),
+    )
 
 
 def loss_gap(first: ValueLoss, second: ValueLoss, *, smoothing: float | None = None) -> ValueLoss:
@@ -197,15 +193,14 @@ def loss_gap(first: ValueLoss, second: ValueLoss, *, smoothing: float | None = N
     if smoothing is not None:
         _check_positive("smoothing", smoothing)
 
-    def loss(params: Params, context: Any) -> jax.Array:
-        gap = first(params, context) - second(params, context)
+    def size(both: list[jax.Array]) -> jax.Array:
+        gap = both[0] - both[1]
         if smoothing is None:
             return gap
-        size = jnp.sqrt(gap**2 + smoothing**2)
-        # gap^2 / (size + smoothing) is size - smoothing without the cancellation.
-        return gap**2 / (size + smoothing)
+        # gap^2 / (root + smoothing) is root - smoothing without the cancellation.
+        return gap**2 / (jnp.sqrt(gap**2 + smoothing**2) + smoothing)
 
-    return loss
+    return composed([first, second], size)
 
 
 def weighted_sum(losses: Sequence[ValueLoss], weights: Sequence[float]) -> ValueLoss:
@@ -226,11 +221,10 @@ def weighted_sum(losses: Sequence[ValueLoss], weights: Sequence[float]) -> Value
     if len(weights) != len(losses) or not all(math.isfinite(weight) for weight in weights):
         raise ValueError(f"weights={weights} must be {len(losses)} finite numbers")
 
-    def loss(params: Params, context: Any) -> jax.Array:
-        terms = [w * value(params, context) for w, value in zip(weights, losses, strict=True)]
-        return jnp.stack(terms).sum()
-
-    return loss
+    return composed(
+        losses,
+        lambda each: jnp.stack([w * value for w, value in zip(weights, each, strict=True)]).sum(),
+    )
 
 
 def _some(name: str, losses: Sequence[ValueLoss]) -> tuple[ValueLoss, ...]:

@@ -12,6 +12,7 @@ from vcca_jax.contribution.aumann_shapley import aumann_shapley
 from vcca_jax.contribution.banzhaf_sampling import banzhaf_sampled, banzhaf_sampled_with_error
 from vcca_jax.contribution.coalitions import all_coalitions, coalition_values, evaluate
 from vcca_jax.contribution.efficiency import efficiency_gap
+from vcca_jax.contribution.first_order import first_order
 from vcca_jax.contribution.in_run import in_run
 from vcca_jax.contribution.influence import influence
 from vcca_jax.contribution.influence_functions import InfluenceFunctions, influence_functions
@@ -32,8 +33,10 @@ from vcca_jax.contribution.regression import (
 from vcca_jax.contribution.semivalues import banzhaf, beta_shapley, exact_shapley
 from vcca_jax.contribution.stopping import Pooled, SampledEstimator, until_precise
 from vcca_jax.contribution.stratified import stratified_shapley, stratified_shapley_with_error
+from vcca_jax.contribution.uncertainty import Across, across, bootstrap, slope_matrix
 
 __all__ = [
+    "Across",
     "Estimator",
     "InfluenceFunctions",
     "LeastCore",
@@ -42,18 +45,21 @@ __all__ = [
     "SampledEstimator",
     "Utilities",
     "Utility",
+    "across",
     "all_coalitions",
     "aumann_shapley",
     "banzhaf",
     "banzhaf_sampled",
     "banzhaf_sampled_with_error",
     "beta_shapley",
+    "bootstrap",
     "by_principal",
     "coalition_values",
     "credit_matrix",
     "efficiency_gap",
     "evaluate",
     "exact_shapley",
+    "first_order",
     "in_run",
     "influence",
     "influence_functions",
@@ -70,6 +76,7 @@ __all__ = [
     "principal_credits",
     "quotient",
     "shapley_interactions",
+    "slope_matrix",
     "stratified_shapley",
     "stratified_shapley_with_error",
     "until_precise",
