@@ -60,7 +60,7 @@ attribution: $(READY) ## find out whether traversal tells agents apart better th
 
 benchmarks: data ## measure the speed claims side by side
 	for name in traversal one_pass cuts federated projection conic screening samplers trajectory \
-	  credit limits ledger; do \
+	  credit limits latency scale ledger; do \
 	  $(BIN)/python -m experiments.benchmarks.$$name \
 	    --out experiments/benchmarks/results/$$name.json || exit 1; done
 

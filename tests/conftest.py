@@ -12,10 +12,11 @@ import pytest
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# Programs that several tests compile alike are compiled once and shared by all workers.
-jax.config.update(
-    "jax_compilation_cache_dir", str(Path(tempfile.gettempdir()) / f"vcca_jax-{jax.__version__}")
-)
+# Programs that several tests compile alike are compiled once and shared by all workers, and by the
+# processes that tests start.
+COMPILED = str(Path(tempfile.gettempdir()) / f"vcca_jax-{jax.__version__}")
+jax.config.update("jax_compilation_cache_dir", COMPILED)
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", COMPILED)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 hypothesis.settings.register_profile(

@@ -10,11 +10,13 @@ from experiments.benchmarks import (
     credit,
     cuts,
     federated,
+    latency,
     ledger,
     limits,
     one_pass,
     projection,
     samplers,
+    scale,
     screening,
     trajectory,
     traversal,
@@ -28,11 +30,13 @@ from experiments.benchmarks import (
         pytest.param(credit, marks=pytest.mark.slow),  # games, retraining and influence
         pytest.param(cuts, marks=pytest.mark.slow),  # a step of three models at every cut
         pytest.param(federated, marks=pytest.mark.slow),  # beside rounds, their evaluation
+        pytest.param(latency, marks=pytest.mark.slow),  # processes that compile from nothing
         ledger,
         pytest.param(limits, marks=pytest.mark.slow),  # retraining in several forms
         pytest.param(one_pass, marks=pytest.mark.slow),  # steps of three models, in every form
         projection,
         pytest.param(samplers, marks=pytest.mark.slow),  # seven samplers
+        pytest.param(scale, marks=pytest.mark.slow),  # processes of their own for peak memory
         pytest.param(screening, marks=pytest.mark.slow),  # ten steps to compile
         pytest.param(trajectory, marks=pytest.mark.slow),  # runs, forward and in reverse
         pytest.param(traversal, marks=pytest.mark.slow),  # eight steps to compile

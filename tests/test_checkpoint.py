@@ -83,6 +83,16 @@ def test_the_last_two_are_kept_and_a_number_may_be_written_again(tmp_path):
             assert told == {"number": note}
 
 
+def test_the_latest_is_complete_though_it_is_written_behind_the_callers_back(tmp_path):
+    with checkpoints(tmp_path) as store:
+        for number in (1, 2):
+            store.save(number, {"w": jnp.ones(3_000_000)}, {"number": number})
+            assert store.latest == number
+            assert (tmp_path / str(number)).is_dir()
+        store.save(3, {"w": jnp.ones(3_000_000)}, {"number": 3})
+        assert store.note(3) == {"number": 3}
+
+
 def test_what_a_killed_save_leaves_behind_is_passed_over(tmp_path):
     with checkpoints(tmp_path) as store:
         store.save(1, {"w": jnp.ones(2)}, {})
@@ -143,3 +153,69 @@ def test_a_strangers_checkpoint_and_a_missing_one_are_refused(tmp_path):
                 call(5)
             with pytest.raises(ValueError, match="number=9 is no checkpoint"):
                 call(9)
+
+
+def test_what_was_saved_may_be_donated_and_overwritten_at_once(tmp_path):
+    """The save is still under way when its buffers are given to the next state, several times."""
+    step = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf + 1, tree), donate_argnums=0)
+    tree = {"w": jnp.zeros(1_000_000), "v": jnp.zeros((10, 1000))}
+    host = np.zeros(1_000_000, np.float32)
+    with checkpoints(tmp_path) as store:
+        for number in range(1, 4):
+            tree = step(tree)
+            host[:] = number
+            store.save(number, {**tree, "host": host}, {"number": number})
+            for _ in range(2):
+                tree = step(tree)
+            host[:] = -1
+            jax.block_until_ready(tree)
+            restored, note = store.restore(number, {**tree, "host": host})
+            assert note == {"number": number}
+            for name, expected in (("w", 3 * number - 2), ("v", 3 * number - 2), ("host", number)):
+                np.testing.assert_array_equal(
+                    restored[name], np.full_like(restored[name], expected)
+                )
+
+
+def test_a_save_that_cannot_begin_says_so(tmp_path):
+    with checkpoints(tmp_path / "here") as store:
+        store.save(1, {"w": jnp.ones(2)}, {})
+        store.wait()
+        store.wait()  # nothing is under way
+        shutil.rmtree(tmp_path / "here")
+        (tmp_path / "here").write_text("in the way")
+        with pytest.raises(OSError, match="here"):
+            store.save(2, {"w": jnp.ones(2)}, {})
+    gc.collect()
+
+
+@pytest.mark.parametrize(
+    ("devices", "spec"), [(8, jax.P("agents")), (4, jax.P(None, "agents")), (2, jax.P()), (1, None)]
+)
+def test_arrays_go_back_onto_another_layout_bit_for_bit(tmp_path, devices, spec):
+    values = np.random.default_rng(0).standard_normal((8, 4)).astype(np.float32)
+    eight = jax.NamedSharding(jax.make_mesh((8,), ("agents",)), jax.P("agents"))
+    tree = {"w": jax.device_put(values, eight), "key": jax.random.split(jax.random.key(2), 8)}
+    tree["key"] = jax.device_put(tree["key"], eight)
+    if spec is None:
+        wanted = jax.sharding.SingleDeviceSharding(jax.devices()[3])
+        keys_wanted = wanted
+    else:
+        mesh = jax.make_mesh((devices,), ("agents",), devices=jax.devices()[:devices])
+        wanted = jax.NamedSharding(mesh, spec)
+        keys_wanted = jax.NamedSharding(mesh, jax.P("agents"))
+    like = {
+        "w": jax.ShapeDtypeStruct((8, 4), jnp.float32, sharding=wanted),
+        "key": jax.ShapeDtypeStruct((8,), tree["key"].dtype, sharding=keys_wanted),
+    }
+    with checkpoints(tmp_path) as store:
+        store.save(1, tree, {})
+        described, _ = store.restore(1, like)
+        arrays = jax.tree.map(lambda leaf, to: jax.device_put(leaf, to.sharding), tree, like)
+        of_arrays, _ = store.restore(1, arrays)
+    for restored in (described, of_arrays):
+        assert restored["w"].sharding == wanted
+        assert restored["w"].sharding.device_set == wanted.device_set
+        assert restored["key"].sharding.is_equivalent_to(keys_wanted, 1)
+        np.testing.assert_array_equal(restored["w"], values)
+        assert raw(restored["key"]) == raw(tree["key"])

@@ -89,8 +89,31 @@ def test_unscreened_traversal_is_centralized_training(finished):
     np.testing.assert_allclose(losses["unscreened"], losses["centralized"], rtol=1e-6)
 
 
-def test_again_gives_the_same_bytes(finished, tmp_path):
-    run(smoke(), tmp_path / "again")
+def test_again_gives_the_same_bytes(finished, tmp_path, monkeypatch):
+    """And no epoch is settled before the checkpoint of the one before it is complete."""
+    import sys
+
+    module, events = sys.modules["vcca_jax.runs.run"], []
+
+    def noted(name, function):
+        def noting(*arguments, **options):
+            result = function(*arguments, **options)
+            events.append(name)
+            return result
+
+        return noting
+
+    with monkeypatch.context() as patch:
+        for owner, name in (
+            (module, "_settle"),
+            (module.Checkpoints, "save"),
+            (module.Checkpoints, "wait"),
+        ):
+            patch.setattr(owner, name, noted(name, getattr(owner, name)))
+        run(smoke(), tmp_path / "again")
+    settled = [at for at, name in enumerate(events) if name == "_settle"]
+    assert len(settled) == 3
+    assert all(events[at - 1] == "wait" for at in settled)
     assert digests(tmp_path / "again") == digests(finished)
     run(smoke(), tmp_path / "again")  # a finished run started once more changes nothing
     assert digests(tmp_path / "again") == digests(finished)

@@ -68,6 +68,7 @@ from vcca_jax.contribution import (
 )
 from vcca_jax.cooperate import CooperateInfo, CooperateState, cooperate
 from vcca_jax.cooperative import Cooperative, Shards, cooperative, join, leave
+from vcca_jax.epochs import epoch_runner, scan_steps
 from vcca_jax.gradients import AgentGradients, agent_gradients, agent_norms, from_stack
 from vcca_jax.held_out import HeldOutLoss
 from vcca_jax.ledger import Ledger, LedgerError
@@ -79,6 +80,7 @@ from vcca_jax.models import mlp, transformer, vgg
 from vcca_jax.noise import Keyed
 from vcca_jax.operators import affine
 from vcca_jax.plan import TraversalPlan, virtual_batches
+from vcca_jax.plan_stream import stream_plan
 from vcca_jax.profiles import ValueProfiles, value_profiles
 from vcca_jax.protocol import Messages, exchange
 from vcca_jax.rounds import Round, RoundPlan, local_batches
@@ -87,6 +89,7 @@ from vcca_jax.screen_report import ScreenReport, screened_by, untouched
 from vcca_jax.screening import screen
 from vcca_jax.settlement import allocate, quantise
 from vcca_jax.shared_pass import OnePass, shared_pass
+from vcca_jax.streaming import StoredShards, open_shards, store_shards, stream_batches
 from vcca_jax.subtrees import by_subtree
 from vcca_jax.trainer import Trainer, TrainInfo, TrainState, gradient_trainer, noisy
 from vcca_jax.traversal import split_traversal, traversal, traverse
@@ -117,6 +120,7 @@ __all__ = [
     "ScreenReport",
     "Shards",
     "SplitModel",
+    "StoredShards",
     "TrainInfo",
     "TrainState",
     "Trainer",
@@ -147,6 +151,7 @@ __all__ = [
     "corruption",
     "credit_matrix",
     "efficiency_gap",
+    "epoch_runner",
     "exact_shapley",
     "exchange",
     "fedadam",
@@ -183,6 +188,7 @@ __all__ = [
     "multilinear_shapley",
     "noisy",
     "one_step_utility",
+    "open_shards",
     "partition",
     "permutation_shapley",
     "preserve",
@@ -192,6 +198,7 @@ __all__ = [
     "protect",
     "quantise",
     "scaffold",
+    "scan_steps",
     "screen",
     "screened_by",
     "shapley_interactions",
@@ -204,7 +211,10 @@ __all__ = [
     "split_traversal",
     "splitfed_v1",
     "splitfed_v2",
+    "store_shards",
     "stratified_shapley",
+    "stream_batches",
+    "stream_plan",
     "streamed_rows",
     "training_utility",
     "transformer",

@@ -15,8 +15,18 @@ _KEPT = 2
 class Checkpoints:
     """The numbered checkpoints of one run in one directory; the last two are kept.
 
-    A checkpoint appears under its number only when it is complete: a process killed while saving
-    leaves the one before as the latest.
+    | guarantee | holds |
+    | --- | --- |
+    | a checkpoint appears under its number only when it is complete | always |
+    | killed while saving, the checkpoint before is the latest | always |
+    | ``save`` returns when the arrays are copied, and writes while training goes on | always |
+    | the arrays handed to ``save`` may be donated or overwritten as soon as it returns | always |
+    | what reads (``latest``, ``note``, ``restore``) waits for the save under way | always |
+    | the arrays come back bit for bit, whatever the layout they are restored onto | always |
+
+    Of several processes (``jax.distributed``) each makes the object and calls every method, in the
+    same order: each writes and reads the pieces of the arrays that its own devices hold, and
+    process 0 alone writes the note. The directory is one that all of them see.
     """
 
     def __init__(self, directory: str | Path) -> None:
@@ -24,8 +34,12 @@ class Checkpoints:
         self._directory = Path(directory).resolve()
         # Orbax announces on the root logger what every call does; only trouble is of interest.
         logging.getLogger("absl").setLevel(logging.ERROR)
+        # Folders are made before `save` returns: one that cannot be made is told at once, where
+        # the other way Orbax waits twenty minutes for it.
+        options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
         self._checkpointer = ocp.training.Checkpointer(
             self._directory,
+            context=ocp.Context(async_options=options),
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=ocp.training.preservation_policies.LatestN(_KEPT),
             cleanup_tmp_directories=True,
@@ -34,17 +48,40 @@ class Checkpoints:
     @property
     def latest(self) -> int | None:
         """Number of the newest complete checkpoint, or None."""
+        self.wait()
         found = self._checkpointer.latest
         return None if found is None else int(found.step)
 
     def save(self, number: int, tree: Any, note: dict[str, Any]) -> None:
-        """Write a pytree of arrays and a JSON-able note as checkpoint ``number``."""
+        """Begin to write a pytree of arrays and a JSON-able note as checkpoint ``number``.
+
+        Returns once the arrays are in host memory; the files are written meanwhile. A save still
+        under way is waited for first, so that one is outstanding at most, and its failure is
+        raised here. A number that is written again is removed first: killed in between, the
+        checkpoint before it is the latest.
+
+        Args:
+            number: of the checkpoint, at least 0.
+            tree: a pytree of arrays, in any sharding; keys of random numbers too.
+            note: whatever JSON can say.
+        """
+        self.wait()
         arrays = _with_key_data(tree)
         content = {"note": note, "layout": _layout(arrays)}
-        self._checkpointer.save(number, arrays, custom_metadata=content, overwrite=True)
+        self._checkpointer.save_async(number, arrays, custom_metadata=content, overwrite=True)
+
+    def wait(self) -> None:
+        """Return when no save is under way, raising what made one fail."""
+        self._checkpointer.wait()
 
     def restore(self, number: int, like: Any) -> tuple[Any, dict[str, Any]]:
-        """Read checkpoint ``number`` into the structure, shapes and dtypes of ``like``.
+        """Read checkpoint ``number`` into the structure, shapes, dtypes and shardings of ``like``.
+
+        Args:
+            number: of a complete checkpoint.
+            like: a tree of arrays, whose values are not looked at, or of ``jax.ShapeDtypeStruct``,
+                which takes no memory. Its shardings decide where the pieces go: onto another mesh,
+                or another number of devices or processes, than they were saved from.
 
         Returns:
             The tree and the note.
@@ -52,8 +89,10 @@ class Checkpoints:
         Raises:
             ValueError: there is no such checkpoint, or it does not fit ``like``.
         """
-        arrays = jax.tree.map(jax.numpy.asarray, _with_key_data(like))
-        saved_layout, wanted = self._content(number)["layout"], _layout(arrays)
+        content = self._content(number)
+        like = jax.tree.map(_as_array, like)
+        arrays = _with_key_data(like)
+        saved_layout, wanted = content["layout"], _layout(arrays)
         for place in sorted({*saved_layout, *wanted}):
             saved, asked = saved_layout.get(place, "absent"), wanted.get(place, "absent")
             if saved != asked:
@@ -65,7 +104,7 @@ class Checkpoints:
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), arrays
         )
-        return _with_keys_of(like, self._checkpointer.load(number, abstract)), self.note(number)
+        return _with_keys_of(like, self._checkpointer.load(number, abstract)), content["note"]
 
     def note(self, number: int) -> dict[str, Any]:
         """Read the note of checkpoint ``number`` alone.
@@ -76,6 +115,7 @@ class Checkpoints:
         return self._content(number)["note"]
 
     def _content(self, number: int) -> dict[str, Any]:
+        self.wait()
         found = [int(each.step) for each in self._checkpointer.checkpoints]
         if number not in found:
             raise ValueError(
@@ -113,18 +153,45 @@ def _layout(tree: Any) -> dict[str, str]:
     }
 
 
+def _as_array(leaf: Any) -> Any:
+    """An array, or the description of one, with a sharding."""
+    if not isinstance(leaf, jax.ShapeDtypeStruct):
+        return jax.numpy.asarray(leaf)
+    sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
 def _is_key(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) and jax.dtypes.issubdtype(
+        leaf.dtype, jax.dtypes.prng_key
+    )
+
+
+def _key_data(key: Any) -> Any:
+    """A key's words; of a described one, their description, laid out as the keys are."""
+    if isinstance(key, jax.Array):
+        return jax.random.key_data(key)
+    words = jax.eval_shape(jax.random.key_data, key)
+    return jax.ShapeDtypeStruct(words.shape, words.dtype, sharding=key.sharding)
 
 
 def _with_key_data(tree: Any) -> Any:
-    return jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, tree)
+    return jax.tree.map(lambda x: _key_data(x) if _is_key(x) else x, tree)
 
 
 def _with_keys_of(like: Any, saved: Any) -> Any:
     def restored(original: Any, leaf: Any) -> Any:
-        if _is_key(original):
-            return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(original))
-        return leaf
+        return jax.random.wrap_key_data(leaf, impl=_kind(original)) if _is_key(original) else leaf
 
     return jax.tree.map(restored, like, saved)
+
+
+def _kind(key: Any) -> Any:
+    """The implementation of a key; a description tells it where it is traced alone."""
+    kinds: list[Any] = []
+
+    def traced(key: jax.Array) -> None:
+        kinds.append(jax.random.key_impl(key))
+
+    jax.eval_shape(traced, key)
+    return kinds[0]

@@ -92,9 +92,11 @@ def _run(config: "RunConfig", folder: Path, quiet: bool) -> None:
         TimeRemainingColumn,
     )
 
+    from vcca_jax.compilation import keep_compiled
     from vcca_jax.runs import run
     from vcca_jax.runs.tables import print_results
 
+    keep_compiled()
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -80,14 +80,14 @@ def virtual_batches(
     )
     layout = np.stack(
         [
-            _visiting_layout(owners, mask, generator, visiting_order)
+            visiting_layout(owners, mask, generator, visiting_order)
             for owners, mask in zip(plan.owners, plan.mask, strict=True)
         ]
     )
     return TraversalPlan(*(np.take_along_axis(field, layout, axis=1) for field in plan))
 
 
-def _visiting_layout(
+def visiting_layout(
     owners: np.ndarray,
     mask: np.ndarray,
     generator: np.random.Generator,

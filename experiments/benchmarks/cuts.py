@@ -28,6 +28,7 @@ import optax
 
 import vcca_jax as vcca
 from experiments.benchmarks.timing import arguments, keep, ratio, rounds, stepper
+from vcca_jax.epochs import scan_steps
 from vcca_jax.messages import message_log, message_sizes, whole_model_bytes
 from vcca_jax.protocol import body_gradient, orchestrate
 
@@ -195,11 +196,7 @@ def epochs(sizes: list[int], samples: int, size: int, count: int, smoke: bool) -
 
         def compiled(method: str, shards: Any = shards, plan: Any = plan) -> Callable[[], Any]:
             trainer = vcca.split_traversal(model, CRITERION, optimizer, method=method)  # type: ignore[arg-type]
-            run = jax.jit(
-                lambda state: jax.lax.scan(
-                    lambda s, at: trainer.step(s, vcca.gather(shards, at)), state, plan
-                )[0]
-            )
+            run = jax.jit(lambda state: scan_steps(trainer, state, shards, plan)[0])
             state = trainer.init(params)
             return lambda: run(state).params
 

@@ -14,6 +14,7 @@ from vcca_jax.baselines.federated import fedadam, fedavg, fedprox
 from vcca_jax.baselines.scaffold import scaffold
 from vcca_jax.baselines.split_learning import split_learning
 from vcca_jax.baselines.splitfed import splitfed_v1, splitfed_v2
+from vcca_jax.epochs import nothing, scan_steps
 from vcca_jax.models import mlp, transformer
 from vcca_jax.rounds import Round
 from vcca_jax.trainer import Params, Trainer
@@ -175,12 +176,9 @@ def program(
         clients = Clients(shards.mask.shape[0], None if task.adam else 1)
         trainer = make(model, optimizer_of(task), given, clients)
 
-        def step(state: Any, at: Any) -> tuple[Any, None]:
-            return trainer.step(state, vcca.gather(shards, at))[0], None
-
         def epoch(state: Any, each: Any) -> tuple[Any, Params]:
             if method in POOLED:
-                state, _ = jax.lax.scan(step, state, each)
+                state, _ = scan_steps(trainer, state, shards, each, keep=nothing)
             else:
                 state, _ = trainer.step(state, Round(shards, each))
             return state, state.params

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 
 from vcca_jax.cooperate import CooperateInfo
 from vcca_jax.cooperative import Shards
+from vcca_jax.epochs import scan_steps
 from vcca_jax.plan import TraversalPlan
 from vcca_jax.runs.problem import Problem
-from vcca_jax.virtual_batch import gather
 
 States = dict[str, Any]
 
@@ -82,11 +82,7 @@ def epoch(
     infos: dict[str, Any] = {}
     live = plan.mask.sum(axis=1)
     for name, trainer in problem.trainers.items():
-
-        def step(state: Any, at: TraversalPlan, trainer: Any = trainer) -> tuple[Any, Any]:
-            return trainer.step(state, gather(shards, at))
-
-        finals[name], infos[name] = jax.lax.scan(step, states[name], plan)
+        finals[name], infos[name] = scan_steps(trainer, states[name], shards, plan)
         losses[name] = (infos[name].loss * live).sum() / live.sum()
     ours = finals["cooperative"]
     finals["cooperative"] = ours._replace(context=problem.fit_context(ours.params))
@@ -108,9 +104,11 @@ def evaluate(problem: Problem, states: States) -> dict[str, Evaluation]:
     return measured
 
 
-def over_seeds(function: Callable[..., Any], *mapped: int | None) -> Callable[..., Any]:
-    """Jit a function, mapped over the seeds' axis of its arguments."""
-    return jax.jit(jax.vmap(function, in_axes=mapped))
+def over_seeds(
+    function: Callable[..., Any], *mapped: int | None, donated: tuple[int, ...] = ()
+) -> Callable[..., Any]:
+    """Jit a function, mapped over the seeds' axis of its arguments; some may be donated."""
+    return jax.jit(jax.vmap(function, in_axes=mapped), donate_argnums=donated)
 
 
 def _summary(losses: dict[str, jax.Array], info: CooperateInfo) -> EpochSummary:

@@ -34,10 +34,12 @@ def run(
     """Run, or take up, the configured cooperative in a folder.
 
     Every epoch is trained, measured, settled if it ends a period, written down and checkpointed,
-    in this order. A run killed at any point and started again continues from the last checkpoint;
-    settling again what the ledger already holds changes nothing, and records beyond the checkpoint
-    are written anew. So it ends with the same bytes as one that was never stopped (but for
-    ``checkpoints/``, where the library that writes them stores the time).
+    in this order; a checkpoint is written while the next epoch is trained, and nothing of that
+    epoch is settled or written down before it is complete. So ledger and records are never more
+    than one epoch ahead of the last checkpoint. A run killed at any point and started again
+    continues from there; settling again what the ledger already holds changes nothing, and records
+    beyond the checkpoint are written anew. So it ends with the same bytes as one that was never
+    stopped (but for ``checkpoints/``, where the library that writes them stores the time).
 
     Writes to ``folder``: config.json; metrics.jsonl, agents.jsonl and game.jsonl (see
     ``measures``); ledger.sqlite; checkpoints/; at the end results.json and figures/.
@@ -65,7 +67,11 @@ def run(
     states = epochs.over_seeds(lambda key: epochs.initial_states(problem, key), 0)(keys)
     evaluate = epochs.over_seeds(lambda states: epochs.evaluate(problem, states), 0)
     train = epochs.over_seeds(
-        lambda states, shards, plan: epochs.epoch(problem, states, shards, plan), 0, None, 0
+        lambda states, shards, plan: epochs.epoch(problem, states, shards, plan),
+        0,
+        None,
+        0,
+        donated=(0,),
     )
     shards = jax.device_put(problem.members.shards)
 
@@ -87,6 +93,7 @@ def run(
             states, summary = train(states, shards, _plans(problem, config, epoch - 1))
             evaluation = evaluate(states)
             _refuse_divergence(epoch, (summary, evaluation))
+            saved.wait()
             records["metrics"] += measures.metric_records(problem, epoch, evaluation, summary)
             records["agents"] += measures.agent_records(problem, epoch, summary)
             records["game"] += measures.game_records(epoch, summary)
