@@ -81,7 +81,29 @@ def positions():
     return loss, params, generator.normal(size=(ROWS, 2, 40)).astype("f")
 
 
+def convolved():
+    """Strides, padding that is uneven, a window with holes, and channels in the second place."""
+
+    def loss(params, inputs, targets):
+        seen = jax.lax.conv_general_dilated(
+            inputs,
+            params["w"],
+            window_strides=(2, 1),
+            padding=((1, 0), (2, 1)),
+            rhs_dilation=(1, 2),
+            dimension_numbers=("NCHW", "HWIO", "NHWC"),
+        )
+        hidden = jnp.tanh(seen * params["scale"][None, None, None] + params["b"][None, None, None])
+        return criterion(hidden.mean(axis=(1, 2)), targets)
+
+    generator = np.random.default_rng(8)
+    shapes = {"w": (3, 2, 2, 3), "b": (3,), "scale": (3,)}
+    params = {name: generator.normal(size=s).astype("f") for name, s in shapes.items()}
+    return loss, params, generator.normal(size=(ROWS, 2, 5, 4)).astype("f")
+
+
 CASES = {
+    "convolution": convolved,
     "mlp": lambda: of_model("mlp"),
     "low rank": adapted,
     "dropout": noisy,
@@ -152,7 +174,7 @@ SLOW = pytest.mark.slow
         )
         for n in CASES
         for f in ("auto", "pairs", "stacked", "directions")
-        if f == "auto" or n in ("positions", "tied", "loop", "vgg", "transformer")
+        if f == "auto" or n in ("convolution", "positions", "tied", "loop", "vgg", "transformer")
     ],
 )
 def test_all_actions_are_those_of_the_examples_own_gradients(name, form):
@@ -180,3 +202,62 @@ def test_products_of_a_wide_layer_come_from_pairs_and_form_no_gradient():
     )
     compiled = jax.jit(products).lower(*shapes).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 4 * width * width
+
+
+def forms_of(loss, params, inputs, **options):
+    """How the sites hold their gradients, with half of the rows held out in four blocks."""
+    told = []
+    rows = inputs.shape[0]
+
+    def pass_(params, inputs, targets):
+        told.append(record(loss, params, inputs, targets, blocks=(rows // 8,) * 4, **options).forms)
+        return targets
+
+    targets = jax.ShapeDtypeStruct((rows,), jnp.int32)
+    jax.eval_shape(pass_, params, inputs, targets)
+    return told[-1]
+
+
+def shapes(**sizes):
+    return {name: jax.ShapeDtypeStruct(size, jnp.float32) for name, size in sizes.items()}
+
+
+def test_the_form_of_a_layer_follows_from_its_shapes():
+    """A wide layer, one at many positions, a bias, a table of many words, one met twice."""
+
+    def wide(params, inputs, targets):
+        return criterion(inputs @ params["w"], targets)
+
+    def embedded(params, words, targets):
+        return criterion(params["table"][words].mean(axis=1) + params["b"][None], targets)
+
+    def twice(params, inputs, targets):
+        return criterion(jnp.tanh(inputs @ params["w"]) @ params["w"], targets)
+
+    many = shapes(w=(500, 500))
+    assert forms_of(wide, many, jax.ShapeDtypeStruct((64, 500), jnp.float32)) == ("pairs",)
+    assert (
+        forms_of(twice, many, jax.ShapeDtypeStruct((64, 500), jnp.float32)) == ("directions",) * 2
+    )
+    words = jax.ShapeDtypeStruct((64, 30), jnp.int32)
+    table = shapes(table=(5000, 8), b=(8,))
+    assert forms_of(embedded, table, words) == ("directions", "stacked")
+    loss, params, inputs = convolved()
+    seen = jax.ShapeDtypeStruct((64, inputs.shape[1], 20, 20), jnp.float32)
+    assert set(forms_of(loss, params, seen)) == {"stacked"}
+    # Without a view it is an operation like any other, and its window small beside its outputs.
+    assert set(forms_of(loss, params, seen, views={}, form="directions")) == {"directions"}
+
+
+def test_bad_blocks_and_forms_are_refused():
+    loss, params, inputs = of_model("mlp")
+    for options, match in (
+        ({"blocks": (4, 3)}, r"blocks=\(4, 3\)"),
+        ({"blocks": (0,)}, r"blocks=\(0,\)"),
+        ({"form": "dense"}, "form='dense'"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            record(loss, params, inputs, TARGETS, **options)
+    tape = record(loss, params, inputs, TARGETS, blocks=BLOCKS)
+    with pytest.raises(ValueError, match=r"coefficients are of \[2, 2\] rows"):
+        tape.products([jnp.ones(2), jnp.ones(2)])
