@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data run test test-slow check format economy values lossless fidelity attribution benchmarks clean
+.PHONY: help setup data run test test-slow check format economy values lossless fidelity attribution distributed benchmarks clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,9 +58,12 @@ fidelity: data ## find out how near credit comes to retraining, and at what cost
 attribution: $(READY) ## find out whether traversal tells agents apart better than federated rounds
 	$(BIN)/python -m experiments.attribution.train --out runs/attribution
 
+distributed: $(READY) ## run a cooperative of two processes on loopback
+	$(BIN)/python -m experiments.distributed.train --out runs/distributed --processes 2 --devices 1
+
 benchmarks: data ## measure the speed claims side by side
 	for name in traversal one_pass cuts federated projection conic screening samplers trajectory \
-	  credit limits latency scale ledger; do \
+	  credit limits latency scale precision ledger; do \
 	  $(BIN)/python -m experiments.benchmarks.$$name \
 	    --out experiments/benchmarks/results/$$name.json || exit 1; done
 

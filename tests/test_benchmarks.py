@@ -14,6 +14,7 @@ from experiments.benchmarks import (
     ledger,
     limits,
     one_pass,
+    precision,
     projection,
     samplers,
     scale,
@@ -34,6 +35,7 @@ from experiments.benchmarks import (
         ledger,
         pytest.param(limits, marks=pytest.mark.slow),  # retraining in several forms
         pytest.param(one_pass, marks=pytest.mark.slow),  # steps of three models, in every form
+        pytest.param(precision, marks=pytest.mark.slow),  # runs in two precisions
         projection,
         pytest.param(samplers, marks=pytest.mark.slow),  # seven samplers
         pytest.param(scale, marks=pytest.mark.slow),  # processes of their own for peak memory

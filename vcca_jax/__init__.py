@@ -88,6 +88,13 @@ from vcca_jax.rows import Rows, streamed_rows
 from vcca_jax.screen_report import ScreenReport, screened_by, untouched
 from vcca_jax.screening import screen
 from vcca_jax.settlement import allocate, quantise
+from vcca_jax.sharded_batch import (
+    ShardedBatch,
+    shard_cooperative,
+    sharded_gather,
+    sharded_plan,
+)
+from vcca_jax.sharding import agent_mesh, parameter_shardings, sharded, sharded_loss, spread_loss
 from vcca_jax.shared_pass import OnePass, shared_pass
 from vcca_jax.streaming import StoredShards, open_shards, store_shards, stream_batches
 from vcca_jax.subtrees import by_subtree
@@ -118,6 +125,7 @@ __all__ = [
     "RoundPlan",
     "Rows",
     "ScreenReport",
+    "ShardedBatch",
     "Shards",
     "SplitModel",
     "StoredShards",
@@ -132,6 +140,7 @@ __all__ = [
     "adam_metric",
     "affine",
     "agent_gradients",
+    "agent_mesh",
     "agent_norms",
     "allocate",
     "aumann_shapley",
@@ -189,6 +198,7 @@ __all__ = [
     "noisy",
     "one_step_utility",
     "open_shards",
+    "parameter_shardings",
     "partition",
     "permutation_shapley",
     "preserve",
@@ -202,6 +212,11 @@ __all__ = [
     "screen",
     "screened_by",
     "shapley_interactions",
+    "shard_cooperative",
+    "sharded",
+    "sharded_gather",
+    "sharded_loss",
+    "sharded_plan",
     "share_rules",
     "shared_pass",
     "solve_cone_dual",
@@ -211,6 +226,7 @@ __all__ = [
     "split_traversal",
     "splitfed_v1",
     "splitfed_v2",
+    "spread_loss",
     "store_shards",
     "stratified_shapley",
     "stream_batches",

@@ -1,0 +1,291 @@
+"""The agent axis over a mesh of devices and over processes; parameters over a second axis.
+
+The whole step stays what it is, one program on arrays seen whole: only the loss knows where the
+samples are. ``sharded_loss`` runs a per-example loss on every device's own samples and hands back
+losses, so what crosses a device's border are numbers a sample (losses and their derivatives along a
+direction) and sums of gradients, which the compiler turns into all-reduces. Screens, estimators,
+utilities and trainers run unchanged, and the operator of agent gradients with them.
+
+    mesh = agent_mesh()
+    members = shard_cooperative(own, mesh)
+    trainer = sharded(cooperate(sharded_loss(loss_fn, mesh), optimizer, ...), mesh)
+    plan = sharded_plan(virtual_batches(members, ...), members, mesh.size)
+    state, info = jax.jit(trainer.step)(state, sharded_gather(members.shards, step, mesh))
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vcca_jax.noise import Keyed
+from vcca_jax.sharded_batch import AXES, SPREAD, Located, Resident
+from vcca_jax.trainer import ExampleLoss, Params, Trainer
+from vcca_jax.values import ValueLoss
+
+REPLICATED = jax.P()
+
+
+def agent_mesh(
+    devices: Sequence[jax.Device] | None = None, *, parameter_shards: int = 1
+) -> jax.sharding.Mesh:
+    """The mesh [agents, parameters] over which a cooperative is spread.
+
+    Agents are spread over all devices, along both axes. Parameters are replicated along the first
+    axis and may be divided along the second, as in fully sharded data parallelism.
+
+    Args:
+        devices: all devices of all processes by default. They are taken in the order of their
+            processes, so that a process has neighbouring agents.
+        parameter_shards: devices that share one copy of the parameters; must divide the devices.
+
+    Raises:
+        ValueError: no device, or a number of shards that does not divide the devices.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    if parameter_shards < 1 or not devices or len(devices) % parameter_shards:
+        raise ValueError(
+            f"parameter_shards={parameter_shards} must divide the {len(devices)} devices; choose"
+            " one of " + str([k for k in range(1, len(devices) + 1) if len(devices) % k == 0])
+        )
+    # Not jax.make_mesh, which may reorder devices for speed: an agent's place is its process.
+    ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
+    return jax.sharding.Mesh(
+        np.array(ordered).reshape(-1, parameter_shards),
+        AXES,
+        axis_types=(jax.sharding.AxisType.Auto,) * 2,
+    )
+
+
+def sharded_loss(
+    loss_fn: ExampleLoss, mesh: jax.sharding.Mesh, *, blocks: int | None = None
+) -> ExampleLoss:
+    """The loss of samples that stay on their devices.
+
+    Of a ``ShardedBatch`` as a whole, every device runs its own samples; of samples taken by
+    position, every device runs as many and only the owner's count, which is how visits go on
+    working (without being faster). Plain arrays are passed to ``loss_fn`` as they are, the same on
+    every device.
+
+    The sum of gradients over devices is in the order of the hardware's all-reduce, so results on
+    different numbers of devices agree to rounding. With ``blocks`` the batch is run block by block
+    and the blocks' gradients are gathered and added in their order: the same programs on the same
+    shapes, added alike, on any number of devices that divides the blocks. On CPUs results are then
+    the same bit for bit; elsewhere this is untested. It holds a gradient a block, sends all of
+    them, and takes two blocks a device at least: a loop of one round is inlined, and then fused
+    with what is around it and rounded otherwise.
+
+    Args:
+        loss_fn: ``loss_fn(params, inputs, targets) -> [n]``, a function of each example alone.
+        mesh: of ``agent_mesh``.
+        blocks: of ``sharded_plan``, for sums in a fixed order: a multiple of the devices, twice
+            their number at least.
+
+    Returns:
+        A loss for ``ShardedBatch``; use it with ``method="linearized"``, "scanned" or "stacked".
+
+    Raises:
+        ValueError: blocks that do not suit the devices; by the loss, a batch that is read example
+            by example, as "one_pass" does.
+    """
+    if blocks is not None and (blocks < 2 * mesh.size or blocks % mesh.size):
+        raise ValueError(
+            f"blocks={blocks} must be a multiple of the {mesh.size} devices, and"
+            f" {2 * mesh.size} at least"
+        )
+
+    def loss(params: Params, inputs: Any, targets: Any) -> jax.Array:
+        keys = inputs.keys if isinstance(inputs, Keyed) else None
+        held = inputs.inputs if isinstance(inputs, Keyed) else inputs
+        if isinstance(held, Located):
+            return _of_some(loss_fn, mesh, params, held, keys)
+        if not isinstance(held, Resident):
+            return loss_fn(params, inputs, targets)
+        size = jax.tree.leaves(held)[0].shape[0]
+        if size != targets.shape[0] or size % (blocks or mesh.size):
+            raise ValueError(
+                f"{size} samples for {blocks or mesh.size} blocks: a sharded batch is read whole"
+                ' or by take(); leave method="one_pass", and use one sharded_plan throughout'
+            )
+        run = _in_one if blocks is None else partial(_block_by_block, blocks=blocks)
+        losses = run(loss_fn, mesh, params, held, keys)
+        # A number a sample, known to all: whatever is summed of them is summed in their order.
+        return jax.lax.with_sharding_constraint(losses, jax.NamedSharding(mesh, REPLICATED))
+
+    return loss
+
+
+def spread_loss(
+    loss_fn: ExampleLoss,
+    inputs: Any,
+    targets: Any,
+    mesh: jax.sharding.Mesh,
+    *,
+    blocks: int | None = None,
+) -> ValueLoss:
+    """``group_loss`` with its rows spread over the devices: (1/n) sum_s loss_fn(params, x_s, y_s).
+
+    For the rows of value losses and of the validation loss, which every process is given alike.
+
+    Args:
+        loss_fn: the per-example loss, not a sharded one.
+        inputs: [n, ...].
+        targets: [n, ...].
+        mesh: of ``agent_mesh``.
+        blocks: as in ``sharded_loss``.
+
+    Raises:
+        ValueError: the group is empty, or has another number of targets than inputs.
+    """
+    count = len(inputs)
+    if count == 0 or len(targets) != count:
+        raise ValueError(
+            f"inputs hold {count} rows and targets {len(targets)}; give one for each, at least one"
+        )
+    parts = blocks or mesh.size
+    # Padding repeats the last row.
+    rows = np.minimum(np.arange(-(-count // parts) * parts), count - 1)
+    held = Resident(np.asarray(inputs)[rows], np.asarray(targets)[rows])
+    of_rows = sharded_loss(loss_fn, mesh, blocks=blocks)
+
+    def loss(params: Params, context: Any = None) -> jax.Array:
+        del context
+        return of_rows(params, jax.tree.map(jnp.asarray, held), rows)[:count].mean()
+
+    return loss
+
+
+def parameter_shardings(tree: Any, mesh: jax.sharding.Mesh, *, smallest: int = 2**14) -> Any:
+    """A sharding for each leaf: its largest dimension that divides over the second axis is divided.
+
+    Args:
+        tree: parameters, or a trainer's state; an optimizer's moments are divided as the
+            parameters of their shape are.
+        mesh: of ``agent_mesh``.
+        smallest: numbers in a leaf, below which it is replicated; so are leaves without a
+            dimension that divides, and keys.
+    """
+    shards = mesh.shape[AXES[1]]
+
+    def one(leaf: Any) -> jax.NamedSharding:
+        shape = jnp.shape(leaf)
+        fits = [axis for axis, size in enumerate(shape) if size % shards == 0 and size >= shards]
+        small = int(np.prod(shape)) < smallest
+        if shards == 1 or not fits or small or not hasattr(leaf, "dtype") or _is_key(leaf):
+            return jax.NamedSharding(mesh, REPLICATED)
+        longest = max(fits, key=lambda axis: shape[axis])
+        spec = [AXES[1] if axis == longest else None for axis in range(len(shape))]
+        return jax.NamedSharding(mesh, jax.P(*spec))
+
+    return jax.tree.map(one, tree)
+
+
+def sharded(
+    trainer: Trainer, mesh: jax.sharding.Mesh, *, smallest: int = 2**14, gathered: bool = False
+) -> Trainer:
+    """The same trainer, whose state is divided over the mesh's second axis and keeps its layout.
+
+    What a step tells is replicated, so every process can read it.
+
+    Args:
+        trainer: of a ``sharded_loss``.
+        mesh: of ``agent_mesh``.
+        smallest: see ``parameter_shardings``.
+        gathered: have the state whole on every device while a step runs, and divided between
+            steps. Inner products over parameters are then added in one order, so that with
+            ``sharded_loss(..., blocks=...)`` the bits do not depend on the parameters' shards.
+    """
+    whole = jax.NamedSharding(mesh, REPLICATED)
+
+    def known(tree: Any) -> Any:
+        return jax.lax.with_sharding_constraint(tree, whole)
+
+    def fenced(state: Any) -> Any:
+        # Fences keep the compiler from dividing the step's own operations as the state is divided.
+        fence = jax.lax.optimization_barrier
+        return fence(known(fence(state))) if gathered else state
+
+    def laid_out(state: Any) -> Any:
+        state = fenced(state)
+        shardings = parameter_shardings(state, mesh, smallest=smallest)
+        return jax.lax.with_sharding_constraint(state, shardings)
+
+    def init(*arguments: Any, **options: Any) -> Any:
+        return laid_out(trainer.init(*arguments, **options))
+
+    def step(state: Any, batch: Any) -> tuple[Any, Any]:
+        state, info = trainer.step(fenced(state), batch)
+        return laid_out(state), known(info)
+
+    return Trainer(init, step)
+
+
+def _keyed(inputs: Any, keys: Any) -> Any:
+    return inputs if keys is None else Keyed(inputs, keys)
+
+
+def _in_one(
+    loss_fn: ExampleLoss, mesh: jax.sharding.Mesh, params: Params, held: Resident, keys: Any
+) -> jax.Array:
+    def local(params: Params, held: Resident, keys: Any) -> jax.Array:
+        return loss_fn(params, _keyed(held.inputs, keys), held.targets)
+
+    specs = (REPLICATED, SPREAD, SPREAD)
+    return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=SPREAD)(params, held, keys)
+
+
+def _block_by_block(
+    loss_fn: ExampleLoss,
+    mesh: jax.sharding.Mesh,
+    params: Params,
+    held: Resident,
+    keys: Any,
+    *,
+    blocks: int,
+) -> jax.Array:
+    """Each block on parameters of its own: transposed, a gradient a block, added in order."""
+    # Transposed, the layout gathers all blocks at once, and the stack adds them one by one.
+    copies = jax.lax.with_sharding_constraint(
+        jax.tree.map(lambda leaf: jnp.stack([leaf] * blocks), params),
+        jax.NamedSharding(mesh, REPLICATED),
+    )
+
+    def local(copies: Params, held: Resident, keys: Any) -> jax.Array:
+        parts = jax.tree.map(
+            lambda leaf: leaf.reshape(blocks // mesh.size, -1, *leaf.shape[1:]), (held, keys)
+        )
+
+        def one(given: Any) -> jax.Array:
+            at, (part, part_keys) = given
+            return loss_fn(at, _keyed(part.inputs, part_keys), part.targets)
+
+        return jax.lax.map(one, (copies, parts)).reshape(-1)
+
+    return jax.shard_map(local, mesh=mesh, in_specs=SPREAD, out_specs=SPREAD)(copies, held, keys)
+
+
+def _of_some(
+    loss_fn: ExampleLoss, mesh: jax.sharding.Mesh, params: Params, some: Located, keys: Any
+) -> jax.Array:
+    """Every device runs as many samples, its own and stand-ins; what is its own is summed."""
+
+    def local(params: Params, resident: Resident, positions: jax.Array, keys: Any) -> jax.Array:
+        own = jax.tree.leaves(resident)[0].shape[0]
+        places = positions - jax.lax.axis_index(AXES) * own
+        mine = (places >= 0) & (places < own)
+        inputs, targets = jax.tree.map(
+            lambda leaf: leaf[jnp.where(mine, places, 0)], tuple(resident)
+        )
+        losses = loss_fn(params, _keyed(inputs, keys), targets)
+        return jax.lax.psum(jnp.where(mine, losses, 0), AXES)
+
+    specs = (REPLICATED, SPREAD, REPLICATED, REPLICATED)
+    run = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=REPLICATED)
+    return run(params, some.resident, some.positions, keys)
+
+
+def _is_key(leaf: Any) -> bool:
+    return bool(jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key))
