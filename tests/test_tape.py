@@ -19,6 +19,7 @@ TARGETS = np.array([0, 2, 1, 1, 0, 2], np.int32)
 COEFFICIENTS = [np.array([0.7]), np.array([-0.4, 1.1, 0.3])]
 SPREAD = np.array([[0, 0, 0.7, 0, 0, 0], [0, 0, 0, -0.4, 1.1, 0.3]])
 WEIGHTS = np.cos(np.arange(1.0 * ROWS))
+GROUPS = np.array([0, 2, 1, 1, 0, 0])  # of four, the last with nobody in it
 
 
 def of_model(name):
@@ -143,6 +144,10 @@ def told_and_expected(name, form):
                 tape.products(coefficients),
                 tape.products(coefficients, weighed(params)),
             )
+            squares = [
+                tape.squares(jnp.asarray(WEIGHTS), jnp.asarray(GROUPS), 4, slice(ROWS), weights)
+                for weights in (None, weighed(params))
+            ]
 
             def gradient(row):
                 alone = jax.tree.map(lambda leaf: leaf[row][None], inputs)
@@ -150,15 +155,22 @@ def told_and_expected(name, form):
                     params
                 )
 
-            return told, loss(params, inputs, TARGETS), jax.vmap(gradient)(jnp.arange(ROWS))
+            return (
+                (told, squares),
+                loss(params, inputs, TARGETS),
+                jax.vmap(gradient)(jnp.arange(ROWS)),
+            )
 
-        told, losses, gradients = jax.device_get(both(params, inputs))
+        (told, squares), losses, gradients = jax.device_get(both(params, inputs))
         flat = np.concatenate([g.reshape(ROWS, -1) for g in jax.tree.leaves(gradients)], axis=1)
         line = np.concatenate([np.ravel(d) for d in jax.tree.leaves(jax.device_get(direction))])
         factors = zip(jax.tree.leaves(weighed(params)), jax.tree.leaves(params), strict=True)
         factor = np.concatenate([np.full(p.size, float(w)) for w, p in factors])
         mixed = flat @ (SPREAD @ flat).T, flat @ (SPREAD @ flat * factor).T
-        return told, (losses, flat @ line, WEIGHTS @ flat, *mixed)
+        summed = np.zeros((4, flat.shape[1]))
+        np.add.at(summed, GROUPS, WEIGHTS[:, None] * flat)
+        norms = np.square(summed).sum(axis=1), (np.square(summed) * factor).sum(axis=1)
+        return (told, squares), ((losses, flat @ line, WEIGHTS @ flat, *mixed), norms)
 
 
 SLOW = pytest.mark.slow
@@ -178,12 +190,20 @@ SLOW = pytest.mark.slow
     ],
 )
 def test_all_actions_are_those_of_the_examples_own_gradients(name, form):
-    (losses, dots, combination, *products), expected = told_and_expected(name, form)
+    ((losses, dots, combination, *products), squares), (expected, norms) = told_and_expected(
+        name, form
+    )
     np.testing.assert_allclose(losses, expected[0], rtol=1e-10)
     combined = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(combination)])
     for ours, theirs in zip((dots, combined, *products), expected[1:], strict=True):
         assert np.abs(theirs).max() > 1e-3
         np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-11 * np.abs(theirs).max())
+    # A leaf that is used twice, or is part of a product, leaves norms to another way.
+    assert (squares[0] is None) == (name in ("tied", "low rank"))
+    for ours, theirs in zip(squares, norms, strict=True):
+        if ours is not None:
+            assert ours[3] == 0
+            np.testing.assert_allclose(ours[:3], theirs[:3], rtol=1e-9)
 
 
 def test_products_of_a_wide_layer_come_from_pairs_and_form_no_gradient():

@@ -40,7 +40,7 @@ class AgentGradients(NamedTuple):
         stack: ``stack() -> params with a leading [A]``. The others never need its memory.
         squared_norms: ``squared_norms(weights=None) -> [A]``, sum_d weights_d g_id^2 for a
             diagonal like the parameters (ones by default): one backward pass a visit, one
-            gradient held at a time.
+            gradient held at a time; from pairs of examples in the one-pass form, where it can.
         losses: [A], each agent's additive part of the batch's mean loss.
         present: [A] bool, agents with a live sample in the batch; the others have g_i = 0.
         active: [A] bool, members of the cooperative.
@@ -133,11 +133,18 @@ def from_tape(
         held = share if weights is None else share * weights[batch.owners].astype(share.dtype)
         return tape.combination(held, mine)
 
+    visited = _squared_norms(loss_fn, params, batch, samples_per_visit)
+
+    def squared_norms(weights: Params | None = None) -> jax.Array:
+        scalar = weights is None or all(jnp.ndim(leaf) == 0 for leaf in jax.tree.leaves(weights))
+        told = tape.squares(share, batch.owners, capacity, mine, weights) if scalar else None
+        return visited(weights) if told is None else told
+
     return AgentGradients(
         dot=dot,
         sum=total,
         stack=lambda: _stack(loss_fn, params, batch, samples_per_visit),
-        squared_norms=_squared_norms(loss_fn, params, batch, samples_per_visit),
+        squared_norms=squared_norms,
         losses=_agent_sum(share * tape.losses[mine], batch.owners, capacity),
         present=present(batch),
         active=batch.active,

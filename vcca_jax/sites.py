@@ -59,7 +59,7 @@ class _Value(NamedTuple):
     Attributes:
         value: the array.
         derived: it depends on no data.
-        leaf: it holds the numbers of one parameter leaf.
+        leaf: it holds the numbers of one parameter leaf, or did before it was broadcast.
         depends: places of the leaves that it is made of, if it is derived.
         narrow: what it was before it was broadcast, if it was.
         widening: the operations that broadcast it.
@@ -147,7 +147,7 @@ def _derive(
     wider = name == "broadcast_in_dim" and value.size > jnp.size(first.value)
     if depends and len(operands) == 1 and (wider or (same and first.widening)):
         narrow = first.narrow if first.widening else first.value
-        return _Value(value, True, False, depends, narrow, (*first.widening, equation))
+        return _Value(value, True, first.leaf, depends, narrow, (*first.widening, equation))
     return _Value(value, True, same and first.leaf, depends)
 
 

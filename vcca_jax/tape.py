@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vcca_jax.site_forms import Form, SiteSize, site_form
+from vcca_jax.site_forms import ROOM, Form, SiteSize, site_form
 from vcca_jax.site_views import VIEWS, MatrixView, ViewRule
 from vcca_jax.sites import Met, Site, run
 from vcca_jax.trainer import ExampleLoss, Params
@@ -47,6 +47,9 @@ class Tape(NamedTuple):
         products: ``products(coefficients, weights=None) -> [R, K]``, <grad l_s, W v_k> with v_k =
             sum_r c_kr grad l_r over the rows of block k. One array of coefficients a block; W
             multiplies each leaf by a number, a pytree like the parameters of scalars.
+        squares: ``squares(coefficients [r], groups [r], count, rows=all, weights=None)``, [count],
+            <v_k, W v_k> of each group's v_k = sum_{s in k} c_s grad l_s; None where a leaf meets
+            data in several places, or a group's gradients at a layer would not fit.
         forms: how each site holds its gradients.
     """
 
@@ -54,6 +57,7 @@ class Tape(NamedTuple):
     dot: Callable[..., jax.Array]
     combination: Callable[..., Params]
     products: Callable[..., jax.Array]
+    squares: Callable[..., jax.Array | None]
     forms: tuple[Form, ...]
 
 
@@ -223,7 +227,31 @@ def record(
                 total += stack @ lines.T.astype(stack.dtype)
         return total
 
-    return Tape(losses, dot, combination, products, tuple(each.form for each in kept))
+    separate = all(
+        each.site.leaf and not any(each.site.depends & o.site.depends for o in kept[:i])
+        for i, each in enumerate(kept)
+    )
+
+    def squares(
+        coefficients: jax.Array,
+        groups: jax.Array,
+        count: int,
+        rows: slice = EVERY,
+        weights: Params | None = None,
+    ) -> jax.Array | None:
+        if not separate:
+            return None
+        factors = None if weights is None else jax.tree.leaves(weights)
+        total = jnp.zeros(count, losses.dtype)
+        for each, stack in zip(kept, stacks, strict=True):
+            term = _squares(each, stack, coefficients, groups, count, rows)
+            if term is None:
+                return None
+            (leaf,) = each.site.depends
+            total += term if factors is None else factors[leaf].astype(term.dtype) * term
+        return total
+
+    return Tape(losses, dot, combination, products, squares, tuple(each.form for each in kept))
 
 
 def _dot(kept: _Kept, moved: Sequence[Any], rows: slice) -> jax.Array:
@@ -284,6 +312,30 @@ def _pairs(kept: _Kept, others: slice) -> jax.Array:
     seen = jnp.einsum("sti,rui->srtu", h, h[others])
     sent = jnp.einsum("stj,ruj->srtu", d, d[others])
     return (seen * sent).sum(axis=(2, 3))
+
+
+def _squares(
+    kept: _Kept,
+    stack: jax.Array | None,
+    coefficients: jax.Array,
+    groups: jax.Array,
+    count: int,
+    rows: slice,
+) -> jax.Array | None:
+    """[count], |sum_{s in k} c_s grad l_s|^2 at one site, from pairs or from the groups' sums."""
+    view = kept.site.view
+    coefficients = coefficients.astype(kept.cotangents[0].dtype)
+    size = sum(leaf.size for leaf in kept.weights)
+    if stack is None and view is not None and view.positions == 1 and len(groups) < size:
+        h, d = (leaf[rows, 0] for leaf in _seen(view, kept))
+        same = groups[:, None] == groups[None, :]
+        pairs = jnp.where(same, (h @ h.T) * (d @ d.T), 0)
+        return jax.ops.segment_sum(coefficients * (pairs @ coefficients), groups, count)
+    if max(count, len(groups)) * size * coefficients.dtype.itemsize > ROOM:
+        return None
+    alone = _stack(kept)[rows] if stack is None else stack[rows]
+    sums = jax.ops.segment_sum(coefficients[:, None] * alone, groups, count)
+    return jnp.square(sums).sum(axis=1)
 
 
 def _seen(view: MatrixView, kept: _Kept) -> tuple[jax.Array, jax.Array]:
