@@ -324,7 +324,7 @@ def test_first_order_credit_is_the_slope_of_the_expanded_loss(name):
             gradients = agent_gradients(loss_fn, params, batch)
             begun = optimizer.init(params)
             _, state = optimizer.update(gradients.sum(), begun, params)
-            weights = jnp.asarray([1.0, 1.0, 0.5, 1.0, 0.0])
+            weights = jnp.asarray([0.5, 1.0, 1.0, 0.25, 0.0])
             utility = one_step_utility(params, state, gradients, optimizer, validation)
             slope = jax.grad(validation)(params)
 
