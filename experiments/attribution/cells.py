@@ -1,7 +1,5 @@
 """One partition and seed: every substrate trained, credited and retrained on all coalitions."""
 
-import json
-import time
 from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
@@ -14,10 +12,11 @@ import numpy as np
 from experiments.attribution.config import Config, told
 from experiments.attribution.problems import Game, at_rate, game, largest, noise_of
 from experiments.attribution.substrates import Substrate, mean_loss, substrates
-from experiments.fidelity.cells import Say, rounded, slug
+from experiments.cells import Say, kept, slug
+from experiments.fidelity.cells import rounded
 from experiments.fidelity.estimators import products
 from experiments.fidelity.problems import Model, pool
-from vcca_jax.runs.records import Record, write_text
+from vcca_jax.runs.records import Record
 
 
 class Compiled:
@@ -124,33 +123,16 @@ def run_task(config: Config, name: str, folder: Path, say: Say) -> list[Record]:
     compiled = Compiled(config, name)
     found, terms = [], told(config, name)
 
-    def kept(path: Path, how: str, seed: int | None, make: Callable[[], Record]) -> Record:
-        cell: Record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        if cell.get("terms") != terms:
-            begun = time.perf_counter()
-            cell = {"terms": terms, "data": name, "partition": how, "seed": seed, **make()}
-            cell["took"] = round(time.perf_counter() - begun, 1)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, json.dumps(cell, allow_nan=False) + "\n")
-            say(f"{name}, {how}, {'tuning' if seed is None else f'seed {seed}'}: {cell['took']} s")
-        return cell
+    def cell(how: str, seed: int | None, title: str, make: Callable[[], Record]) -> Record:
+        path = folder / f"{slug(name)}_{slug(how)}_{'tuning' if seed is None else seed}.json"
+        named = {"data": name, "partition": how, "seed": seed}
+        return kept(path, terms, named, make, say, f"{name}, {how}, {title}")
 
     for how in config.partitions:
-        start = f"{slug(name)}_{slug(how)}"
-        tuning = kept(
-            folder / f"{start}_tuning.json",
-            how,
-            None,
-            partial(best_rates, compiled, how),
-        )
+        tuning = cell(how, None, "tuning", partial(best_rates, compiled, how))
         found.append(tuning)
         found += [
-            kept(
-                folder / f"{start}_{seed}.json",
-                how,
-                seed,
-                partial(measured, compiled, how, seed, tuning["tuned"]),
-            )
+            cell(how, seed, f"seed {seed}", partial(measured, compiled, how, seed, tuning["tuned"]))
             for seed in range(config.seeds)
         ]
     return found

@@ -1,10 +1,11 @@
 """The README's tables, from the result files alone."""
 
 import csv
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from experiments.economy.config import DEFAULT_ESTIMATOR, DEFAULT_RULE
+from experiments.pages import table
 
 Rows = list[dict[str, str]]
 
@@ -22,13 +23,6 @@ def number(row: dict[str, str], mean: str, half: str, *, sign: str = "+") -> str
         return "0"
     digits = 4 if max(abs(value), width) < 0.01 else 1
     return f"{value:{sign}.{digits}f} ± {width:.{digits}f}".replace("-", "−")
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    rule = [" --- ", *[" ---: "] * (len(head) - 1)]
-    lines = ["| " + " | ".join(head) + " |", "|" + "|".join(rule) + "|"]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
 def matrix(rows: Rows, column: str, chosen: Callable[[dict[str, str]], bool]) -> str:

@@ -1,15 +1,15 @@
 """One scenario and seed: all coalitions retrained, every estimator run and timed."""
 
-import json
 import time
 import zlib
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from experiments.cells import Say, kept, slug
 from experiments.fidelity.config import AGENTS, Config, told
 from experiments.fidelity.estimators import (
     RETRAINED,
@@ -20,9 +20,7 @@ from experiments.fidelity.estimators import (
     programs,
 )
 from experiments.fidelity.problems import Arrays, Game, axiom_games, game, model_of, pool
-from vcca_jax.runs.records import Record, write_text
-
-Say = Callable[[str], None]
+from vcca_jax.runs.records import Record
 
 AXIOM_TASKS = ("digits", "digits, Adam")
 REPEATED_RUNS = 5
@@ -48,11 +46,6 @@ class Compiled:
         begun = time.perf_counter()
         found = jax.block_until_ready(self._compiled[name](arrays))
         return np.asarray(found, np.float64), time.perf_counter() - begun
-
-
-def slug(text: str) -> str:
-    """A part of a file's name."""
-    return text.replace(",", "").replace(" ", "_")
 
 
 def rounded(numbers: Any) -> Any:
@@ -114,22 +107,15 @@ def run_task(config: Config, name: str, folder: Path, say: Say) -> list[Record]:
     wanted = [(scenario, seed) for seed in range(config.seeds) for scenario in config.scenarios]
     if name in AXIOM_TASKS:
         wanted += [("axioms", seed) for seed in range(config.axiom_seeds)]
-    found, terms = [], told(config, name)
-    for scenario, seed in wanted:
-        path = folder / f"{slug(name)}_{slug(scenario)}_{seed}.json"
-        cell = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        if cell.get("terms") != terms:
-            begun = time.perf_counter()
-            cell = {
-                "terms": terms,
-                "data": name,
-                "scenario": scenario,
-                "seed": seed,
-                **one(scenario, seed),
-                "took": round(time.perf_counter() - begun, 1),
-            }
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, json.dumps(cell, allow_nan=False) + "\n")
-            say(f"{name}, {scenario}, seed {seed}: {cell['took']} s")
-        found.append(cell)
-    return found
+    terms = told(config, name)
+    return [
+        kept(
+            folder / f"{slug(name)}_{slug(scenario)}_{seed}.json",
+            terms,
+            {"data": name, "scenario": scenario, "seed": seed},
+            partial(one, scenario, seed),
+            say,
+            f"{name}, {scenario}, seed {seed}",
+        )
+        for scenario, seed in wanted
+    ]

@@ -1,8 +1,7 @@
 """One data set and partition: every method tuned, trained on every seed, and measured."""
 
-import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,13 @@ import jax
 import numpy as np
 
 import vcca_jax as vcca
+from experiments.cells import Say, held, slug, write_cell
 from experiments.lossless import analysis, methods
 from experiments.lossless.config import Config, Task, told
 from experiments.lossless.methods import CENTRALIZED, DEEPER, VISITED
 from experiments.lossless.problems import Problem, Rows, capacities, problems
 from experiments.lossless.tuning import Settings, Tuning, tuned
-from vcca_jax.runs.records import Record, write_text
+from vcca_jax.runs.records import Record
 from vcca_jax.trainer import Params
 
 POOLED = "pooled"
@@ -24,21 +24,6 @@ POOLED = "pooled"
 
 DOUBLE = "pooled, double precision"
 """The cell of the same comparison, visit by visit, where rounding is 1e-16 instead of 1e-7."""
-
-Say = Callable[[str], None]
-
-
-def slug(text: str) -> str:
-    """A file's name."""
-    return text.replace(" ", "_").replace(",", "")
-
-
-def held(path: Path, terms: Record) -> Record | None:
-    """A cell that was finished under the same terms."""
-    if not path.exists():
-        return None
-    found: Record = json.loads(path.read_text(encoding="utf-8"))
-    return found if found["terms"] == terms else None
 
 
 class Models:
@@ -222,12 +207,6 @@ def centralized_tuning(config: Config, models: Models, path: Path) -> Tuning:
         found = {**shown, "tuning": {"method": CENTRALIZED, **tuning.record()}}
         write_cell(path, found)
     return Tuning.read(found["tuning"])
-
-
-def write_cell(path: Path, cell: Record) -> None:
-    """Keep a cell, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(cell, allow_nan=False) + "\n")
 
 
 def choice(config: Config, models: Models, method: str, problem: Problem, folder: Path) -> Tuning:

@@ -7,15 +7,8 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.values.tables import (
-    Records,
-    accuracy_field,
-    changes,
-    collected,
-    distinct,
-    measured,
-    read,
-)
+from experiments.pages import Records, distinct, read
+from experiments.values.tables import accuracy_field, changes, collected, measured
 from vcca_jax.plotting import save_figure
 from vcca_jax.plotting.cones import cone_plane, cone_space
 from vcca_jax.plotting.parts import FAINT, INK, PALETTE, STYLE, set_note, set_title, settle

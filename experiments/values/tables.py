@@ -1,22 +1,13 @@
 """The README's tables, from the result files alone."""
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from experiments.pages import Records, distinct, read, table, write_page
 from experiments.values.sweeps import slope
-from vcca_jax.runs.records import write_text
-
-Records = list[dict[str, Any]]
-
-
-def read(path: Path) -> Records:
-    """Read a JSON list of records."""
-    found: Records = json.loads(path.read_text(encoding="utf-8"))
-    return found
 
 
 def collected(records: Iterable[dict[str, Any]], field: str, **chosen: Any) -> list[float]:
@@ -57,18 +48,6 @@ def largest(numbers: Sequence[float]) -> str:
     if len(array) == 0 or np.isnan(array).any():
         return "–"
     return f"{array.max():.1e}".replace("-", "−")
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    rule = [" --- ", *[" ---: "] * (len(head) - 1)]
-    lines = ["| " + " | ".join(head) + " |", "|" + "|".join(rule) + "|"]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
-
-
-def distinct(records: Records, field: str) -> list[str]:
-    """The field's entries once each, in order."""
-    return list(dict.fromkeys(record[field] for record in records))
 
 
 def accuracy_field(setting: str) -> str:
@@ -173,12 +152,11 @@ def verified_table(finals: Records) -> str:
 def write_tables(results: Path) -> str:
     """All tables as Markdown; also written to ``tables.md`` beside the results."""
     finals, values = read(results / "finals.json"), read(results / "values.json")
-    parts = []
-    for setting in distinct(finals, "setting"):
-        parts += [f"## {setting}", outcome_table(finals, values, setting)]
-    parts += ["## Prices", price_table(values)]
-    parts += ["## Verification", verified_table(finals)]
-    parts += ["## First order", slope_table(read(results / "steps.json"))]
-    text = "\n\n".join(parts) + "\n"
-    write_text(results / "tables.md", text)
-    return text
+    settings = distinct(finals, "setting")
+    outcomes = {setting: outcome_table(finals, values, setting) for setting in settings}
+    others = {
+        "Prices": price_table(values),
+        "Verification": verified_table(finals),
+        "First order": slope_table(read(results / "steps.json")),
+    }
+    return write_page(results / "tables.md", outcomes | others)

@@ -3,7 +3,7 @@
 import argparse
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from experiments.benchmarks.timing import machine
-from experiments.pages import say
+from experiments.pages import say, write_lines
 from experiments.values import analysis
 from experiments.values.analysis import Record
 from experiments.values.config import FULL, SMOKE, Config
@@ -85,12 +85,6 @@ def plain(value: Any) -> Any:
     return str(value) if value == float("inf") else value
 
 
-def write_records(path: Path, records: Iterable[Record]) -> None:
-    """A JSON list, one record a line, replaced whole."""
-    lines = ",\n".join(json.dumps(record, allow_nan=False) for record in records)
-    write_text(path, f"[\n{lines}\n]\n")
-
-
 def run(config: Config, out: Path) -> None:
     """Run the settings that ``out`` does not hold yet; write results, figures and tables."""
     results, told = out / "results", plain(config._asdict())
@@ -107,7 +101,7 @@ def run(config: Config, out: Path) -> None:
             say(f"{setting}: kept from before")
         found[setting] = held
     for name in FILES:
-        write_records(results / f"{name}.json", (r for each in found.values() for r in each[name]))
+        write_lines(results / f"{name}.json", (r for each in found.values() for r in each[name]))
     summary = {
         "config": told,
         "machine": found[config.settings[0]]["machine"],
