@@ -11,6 +11,7 @@ import optax
 import pytest
 
 import vcca_jax as vcca
+from vcca_jax import streaming
 from vcca_jax.gradients import agent_gradients
 from vcca_jax.noise import Keyed
 from vcca_jax.plan import TraversalPlan
@@ -23,8 +24,9 @@ from vcca_jax.sharding import (
     spread_loss,
 )
 
-# Sizes that occur nowhere else, so that a shape in a compiled program says what it holds.
-FEATURES, CLASSES, AGENTS, BATCH, BLOCK = 37, 13, 16, 40, 11
+# Sizes that occur nowhere else, so that a shape in a compiled program says what it holds; classes
+# are even, so that parameters divide in two.
+FEATURES, CLASSES, AGENTS, BATCH, BLOCK = 37, 14, 16, 40, 11
 BLOCKS = 16
 TRACES = Counter()
 """How often each program was traced."""
@@ -76,7 +78,7 @@ def trainer_of(loss, group):
 
 
 def steps_of(plan):
-    return [TraversalPlan(*fields) for fields in zip(*plan, strict=True)]
+    return list(streaming.steps_of(plan))
 
 
 def epoch_of(own):

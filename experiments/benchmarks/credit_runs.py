@@ -30,8 +30,9 @@ def outputs(
     layers: list[tuple[jax.Array, jax.Array]], inputs: jax.Array, activation: str = "relu"
 ) -> jax.Array:
     for kernel, bias in layers[:-1]:
-        inputs = ACTIVATIONS[activation](inputs @ kernel + bias)
-    return inputs @ layers[-1][0] + layers[-1][1]
+        inputs = ACTIVATIONS[activation](inputs @ kernel + bias[None, :])
+    kernel, bias = layers[-1]
+    return inputs @ kernel + bias[None, :]
 
 
 def compiled(function: Callable[..., Any], *operands: Any) -> tuple[Any, float]:

@@ -111,7 +111,7 @@ def influence(run: Run, agents: int, points: int) -> dict[str, Any]:
     }
     worst = int(np.argmax(np.abs(np.asarray(told["at everybody"]) - retrained)))
     absence = jnp.linspace(0, 1, points)[:, None]
-    way = np.asarray(jax.jit(jax.vmap(utility))(1 - absence * units[worst]), np.float64)
+    way = np.asarray(jax.jit(jax.vmap(utility))(1 - absence * units[worst][None, :]), np.float64)
     drops = -np.diff(way)
     entry: dict[str, Any] = {
         # 1 where the worth only falls, or only rises, on the way out.

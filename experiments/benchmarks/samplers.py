@@ -86,7 +86,7 @@ def worths(samples: int) -> dict[str, np.ndarray]:
     batches, unseen, labels = graded(samples)
 
     def scores(params: dict, examples: jax.Array) -> jax.Array:
-        return examples @ params["kernel"] + params["bias"]
+        return examples @ params["kernel"] + params["bias"][None, :]
 
     def loss(params: dict, examples: jax.Array, classes: jax.Array) -> jax.Array:
         return optax.softmax_cross_entropy_with_integer_labels(scores(params, examples), classes)
