@@ -9,15 +9,15 @@ import hypothesis
 import jax
 import pytest
 
+from vcca_jax.compilation import keep_compiled
+
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Programs that several tests compile alike are compiled once and shared by all workers, and by the
 # processes that tests start.
-COMPILED = str(Path(tempfile.gettempdir()) / f"vcca_jax-{jax.__version__}")
-jax.config.update("jax_compilation_cache_dir", COMPILED)
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", COMPILED)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+COMPILED = keep_compiled(Path(tempfile.gettempdir()) / f"vcca_jax-{jax.__version__}")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(COMPILED))
 
 hypothesis.settings.register_profile(
     "repeatable", derandomize=True, max_examples=25, deadline=None, database=None

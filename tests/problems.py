@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from hypothesis import strategies as st
 
 from vcca_jax.cooperative import cooperative
 from vcca_jax.model import model_loss
@@ -14,6 +15,14 @@ from vcca_jax.virtual_batch import VirtualBatch, gather
 
 FEATURES, CLASSES = 5, 3
 SIZES = (11, 0, 1, 6, 3)
+
+EPOCHS = {
+    "sizes": st.lists(st.integers(0, 9), min_size=1, max_size=6).filter(any),
+    "batch_size": st.integers(1, 12),
+    "epoch": st.integers(0, 3),
+    "extra": st.integers(0, 2),
+}
+"""What an epoch's plan is tried on: agents' rows, slots, number, and steps beyond the fewest."""
 
 
 def criterion(outputs, targets):

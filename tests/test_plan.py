@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.problems import shards
+from tests.problems import EPOCHS, shards
 from vcca_jax.cooperative import cooperative, leave
 from vcca_jax.plan import virtual_batches
 
@@ -12,12 +12,7 @@ def live(plan):
     return list(zip(plan.owners[plan.mask], plan.rows[plan.mask], strict=True))
 
 
-@given(
-    sizes=st.lists(st.integers(0, 9), min_size=1, max_size=6).filter(any),
-    batch_size=st.integers(1, 12),
-    epoch=st.integers(0, 3),
-    extra=st.integers(0, 2),
-)
+@given(**EPOCHS)
 def test_an_epoch_holds_every_live_sample_exactly_once(sizes, batch_size, epoch, extra):
     members = cooperative(shards(sizes))
     needed = -(-sum(sizes) // batch_size)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.problems import shards
+from tests.problems import EPOCHS, shards
 from vcca_jax.cooperative import cooperative, leave
 from vcca_jax.plan_stream import permuted, stream_plan
 
@@ -19,12 +19,7 @@ def live(steps):
     return [pair for s in steps for pair in zip(s.owners[s.mask], s.rows[s.mask], strict=True)]
 
 
-@given(
-    sizes=st.lists(st.integers(0, 9), min_size=1, max_size=6).filter(any),
-    batch_size=st.integers(1, 12),
-    epoch=st.integers(0, 3),
-    extra=st.integers(0, 2),
-)
+@given(**EPOCHS)
 def test_an_epoch_holds_every_live_sample_exactly_once(sizes, batch_size, epoch, extra):
     members = cooperative(shards(sizes))
     needed = -(-sum(sizes) // batch_size)

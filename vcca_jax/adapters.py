@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from vcca_jax.model import SplitModel
-from vcca_jax.noise import Keyed
+from vcca_jax.noise import Keyed, is_key
 from vcca_jax.trainer import Params
 
 PARTS = ("body", "head")
@@ -188,7 +188,7 @@ def _started(streams: Any, key: jax.Array, number: int) -> Any:
     leaves, structure = jax.tree.flatten(streams)
     values, j = [], 0
     for leaf in leaves:
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        if is_key(leaf):
             folded = jax.random.fold_in(key, 2 * j + number)
             values.append(jax.random.split(folded, leaf.shape) if leaf.shape else folded)
             j += 1

@@ -9,6 +9,8 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
+from vcca_jax.noise import is_key
+
 _KEPT = 2
 
 
@@ -161,12 +163,6 @@ def _as_array(leaf: Any) -> Any:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def _is_key(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) and jax.dtypes.issubdtype(
-        leaf.dtype, jax.dtypes.prng_key
-    )
-
-
 def _key_data(key: Any) -> Any:
     """A key's words; of a described one, their description, laid out as the keys are."""
     if isinstance(key, jax.Array):
@@ -176,12 +172,12 @@ def _key_data(key: Any) -> Any:
 
 
 def _with_key_data(tree: Any) -> Any:
-    return jax.tree.map(lambda x: _key_data(x) if _is_key(x) else x, tree)
+    return jax.tree.map(lambda x: _key_data(x) if is_key(x) else x, tree)
 
 
 def _with_keys_of(like: Any, saved: Any) -> Any:
     def restored(original: Any, leaf: Any) -> Any:
-        return jax.random.wrap_key_data(leaf, impl=_kind(original)) if _is_key(original) else leaf
+        return jax.random.wrap_key_data(leaf, impl=_kind(original)) if is_key(original) else leaf
 
     return jax.tree.map(restored, like, saved)
 

@@ -14,7 +14,6 @@ from vcca_jax.contribution import Estimator, aumann_shapley, first_order
 from vcca_jax.gradients import Method
 from vcca_jax.metric import Metric
 from vcca_jax.profiles import ValueProfiles
-from vcca_jax.proportional_updates import proportion
 from vcca_jax.screening import Screen, ScreenReport
 from vcca_jax.shared_pass import OnePass
 from vcca_jax.step_gradients import Losses, passes, step_gradients, step_worth
@@ -207,9 +206,8 @@ def cooperate(
         )
         credits = estimator(utility, weights, key=jax.random.fold_in(state.key, state.step))
         moved = optax.apply_updates(params, updates)
-        kind = proportion(lambda g: update(g, state.optimizer_state, params)[0], params)
         drifted = None
-        if kind is None or kind.rest:
+        if utility.proportion is None or utility.proportion.rest:
             idle, _ = update(jax.tree.map(jnp.zeros_like, updates), state.optimizer_state, params)
             drifted = optax.apply_updates(params, idle)
         worth = step_worth(losses, known, params, drifted, moved, state.context)

@@ -21,9 +21,9 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vcca_jax.rows import rows_combination, rows_dot, tree_dot, weighted
+from vcca_jax.rows import rows_combination, rows_dot, scalar_weights, tree_dot, weighted
 from vcca_jax.tape import Tape, record
-from vcca_jax.trainer import ExampleLoss, Params, live_count
+from vcca_jax.trainer import ExampleLoss, Params, live_count, sample_shares
 from vcca_jax.virtual_batch import VirtualBatch, Visits, present, visits
 
 Method = Literal["linearized", "one_pass", "scanned", "stacked"]
@@ -124,7 +124,7 @@ def from_tape(
 ) -> AgentGradients:
     """The operator of a tape whose first B rows are the batch's; others may follow."""
     capacity, mine = batch.active.shape[0], slice(batch.mask.shape[0])
-    share = jnp.where(batch.mask, 1 / live_count(batch), 0).astype(tape.losses.dtype)
+    share = sample_shares(batch).astype(tape.losses.dtype)
 
     def dot(direction: Params) -> jax.Array:
         return _agent_sum(share * tape.dot(direction, mine), batch.owners, capacity)
@@ -136,8 +136,9 @@ def from_tape(
     visited = _squared_norms(loss_fn, params, batch, samples_per_visit)
 
     def squared_norms(weights: Params | None = None) -> jax.Array:
-        scalar = weights is None or all(jnp.ndim(leaf) == 0 for leaf in jax.tree.leaves(weights))
-        told = tape.squares(share, batch.owners, capacity, mine, weights) if scalar else None
+        told = None
+        if scalar_weights(weights):
+            told = tape.squares(share, batch.owners, capacity, mine, weights)
         return visited(weights) if told is None else told
 
     return AgentGradients(

@@ -25,6 +25,11 @@ class Keyed(NamedTuple):
     keys: jax.Array
 
 
+def is_key(leaf: Any) -> bool:
+    """Whether a leaf is typed PRNG keys, or the description of such."""
+    return hasattr(leaf, "dtype") and bool(jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key))
+
+
 def sample_keys(key: jax.Array, owners: jax.Array, rows: jax.Array) -> jax.Array:
     """[n] keys, folded from each sample's owner [n] and its row [n] in the owner's shard.
 

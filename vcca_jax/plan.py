@@ -54,20 +54,14 @@ def virtual_batches(
     Raises:
         ValueError: a size below one, no live sample, or too few steps.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} must be at least 1")
+    check_layout(batch_size, visiting_order)
     if seed < 0 or epoch < 0:
         raise ValueError(f"seed={seed} and epoch={epoch} must not be negative")
-    if visiting_order not in ("random", "ascending"):
-        raise ValueError(f"visiting_order={visiting_order!r} must be 'random' or 'ascending'")
     owners, rows = np.nonzero(cooperative.shards.mask & cooperative.shards.active[:, None])
     count = len(owners)
     if count == 0:
         raise ValueError("the cooperative has no live sample; let an agent with data join")
-    needed = -(-count // batch_size)
-    steps = needed if steps is None else steps
-    if steps < needed:
-        raise ValueError(f"steps={steps} cannot hold {count} samples; give at least {needed}")
+    steps = steps_for(count, batch_size, steps)
     generator = np.random.default_rng((seed, epoch))
     order = generator.permutation(count)
     # Padding repeats the first sample, masked.
@@ -85,6 +79,28 @@ def virtual_batches(
         ]
     )
     return TraversalPlan(*(np.take_along_axis(field, layout, axis=1) for field in plan))
+
+
+def check_layout(batch_size: int, visiting_order: str) -> None:
+    """Refuse a batch of no slots and an unknown order, as a ``ValueError``."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least 1")
+    if visiting_order not in ("random", "ascending"):
+        raise ValueError(f"visiting_order={visiting_order!r} must be 'random' or 'ascending'")
+
+
+def steps_for(count: int, batch_size: int, steps: int | None) -> int:
+    """T: the steps asked for, or the fewest that hold ``count`` samples.
+
+    Raises:
+        ValueError: too few steps.
+    """
+    needed = -(-count // batch_size)
+    if steps is None:
+        return needed
+    if steps < needed:
+        raise ValueError(f"steps={steps} cannot hold {count} samples; give at least {needed}")
+    return steps
 
 
 def visiting_layout(

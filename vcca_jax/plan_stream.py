@@ -12,7 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from vcca_jax.plan import TraversalPlan, VisitingOrder, visiting_layout
+from vcca_jax.plan import (
+    TraversalPlan,
+    VisitingOrder,
+    check_layout,
+    steps_for,
+    visiting_layout,
+)
 
 _ROUNDS = 8
 _FEWEST_BITS = 8  # halves of four bits: below, the rounds would have too little to mix
@@ -50,12 +56,9 @@ def stream_plan(
     Raises:
         ValueError: a size below one, a negative number, no live sample, or too few steps.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} must be at least 1")
+    check_layout(batch_size, visiting_order)
     if seed < 0 or epoch < 0 or start < 0:
         raise ValueError(f"seed={seed}, epoch={epoch} and start={start} must not be negative")
-    if visiting_order not in ("random", "ascending"):
-        raise ValueError(f"visiting_order={visiting_order!r} must be 'random' or 'ascending'")
     sizes = np.asarray(sizes, np.int64)
     if sizes.ndim != 1 or (sizes < 0).any():
         raise ValueError(f"sizes of shape {sizes.shape} must be [A] numbers of samples, 0 or more")
@@ -63,10 +66,7 @@ def stream_plan(
     count = int(ends[-1]) if len(ends) else 0
     if count == 0:
         raise ValueError("sizes hold no live sample; let an agent with data join")
-    needed = -(-count // batch_size)
-    steps = needed if steps is None else steps
-    if steps < needed:
-        raise ValueError(f"steps={steps} cannot hold {count} samples; give at least {needed}")
+    steps = steps_for(count, batch_size, steps)
     return _steps(sizes, ends, batch_size, (seed, epoch), range(start, steps), visiting_order)
 
 

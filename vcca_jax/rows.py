@@ -149,6 +149,11 @@ def weighted(tree: Params, weights: Params | None) -> Params:
     return jax.tree.map(lambda leaf, weight: leaf * weight.astype(leaf.dtype), tree, weights)
 
 
+def scalar_weights(weights: Params | None) -> bool:
+    """Whether a diagonal is one number for each leaf, or the identity."""
+    return all(jnp.ndim(leaf) == 0 for leaf in jax.tree.leaves(weights))
+
+
 def product_weights(left: Params | None, right: Params | None) -> Params | None:
     """The diagonal that is two diagonals one after the other."""
     if left is None or right is None:

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vcca_jax.noise import Keyed
+from vcca_jax.noise import Keyed, is_key
 from vcca_jax.sharded_batch import AXES, SPREAD, Located, Resident
 from vcca_jax.trainer import ExampleLoss, Params, Trainer
 from vcca_jax.values import ValueLoss
@@ -174,7 +174,7 @@ def parameter_shardings(tree: Any, mesh: jax.sharding.Mesh, *, smallest: int = 2
         shape = jnp.shape(leaf)
         fits = [axis for axis, size in enumerate(shape) if size % shards == 0 and size >= shards]
         small = int(np.prod(shape)) < smallest
-        if shards == 1 or not fits or small or not hasattr(leaf, "dtype") or _is_key(leaf):
+        if shards == 1 or not fits or small or not hasattr(leaf, "dtype") or is_key(leaf):
             return jax.NamedSharding(mesh, REPLICATED)
         longest = max(fits, key=lambda axis: shape[axis])
         spec = [AXES[1] if axis == longest else None for axis in range(len(shape))]
@@ -285,7 +285,3 @@ def _of_some(
     specs = (REPLICATED, SPREAD, REPLICATED, REPLICATED)
     run = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=REPLICATED)
     return run(params, some.resident, some.positions, keys)
-
-
-def _is_key(leaf: Any) -> bool:
-    return bool(jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key))

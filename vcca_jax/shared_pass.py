@@ -10,6 +10,7 @@ does not name its examples (``held_out``), or reads another ``loss_fn`` or examp
 is differentiated on its own and its gradient met with the same pass.
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -19,11 +20,11 @@ import jax.numpy as jnp
 
 from vcca_jax.gradients import AgentGradients, from_tape
 from vcca_jax.held_out import HeldOutLoss
-from vcca_jax.rows import Rows, rows_combination, rows_dot, weighted
+from vcca_jax.rows import Rows, rows_combination, rows_dot, scalar_weights, weighted
 from vcca_jax.site_forms import Form
 from vcca_jax.site_views import VIEWS, ViewRule
 from vcca_jax.tape import Tape, record
-from vcca_jax.trainer import ExampleLoss, Params, live_count
+from vcca_jax.trainer import ExampleLoss, Params, sample_shares
 from vcca_jax.virtual_batch import VirtualBatch
 
 HeldOut = Callable[[Params, Any], jax.Array]
@@ -89,18 +90,18 @@ def shared_pass(
     inputs, targets = jax.tree.map(
         lambda *leaves: jnp.concatenate(leaves), (batch.inputs, batch.targets), *groups
     )
-    sizes = [sum(_count(group) for group in loss.examples) for loss in joined.values()]
+    sizes = [_size(loss) for loss in joined.values()]
     tape = record(
         loss_fn, params, inputs, targets, blocks=sizes, form=options.form, views=options.views
     )
     gradients = from_tape(tape, loss_fn, params, batch)
 
     losses: dict[int, jax.Array] = {}
-    coefficients, at = [], batch.mask.shape[0]
-    for (m, loss), size in zip(joined.items(), sizes, strict=True):
-        losses[m], slopes = jax.value_and_grad(_of_line)(tape.losses[at : at + size], loss)
+    coefficients = []
+    lines = _cut(tape.losses[batch.mask.shape[0] :], sizes)
+    for (m, loss), line in zip(joined.items(), lines, strict=True):
+        losses[m], slopes = jax.value_and_grad(_of_line)(line, loss)
         coefficients.append(slopes)
-        at += size
     formed = None
     if own:
         pairs = [jax.value_and_grad(held_out[m])(params, context) for m in own]
@@ -122,16 +123,14 @@ def losses_at(
     forms = [_form(group) for group in groups]
     if not groups or any(form != forms[0] for form in forms):
         return jnp.stack([loss(params, context) for loss in held_out])
-    line = loss_fn(params, *jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *groups))
-    told, at = [], 0
-    for loss in held_out:
-        if loss in read:
-            size = sum(_count(group) for group in loss.examples)
-            told.append(_of_line(line[at : at + size], loss))
-            at += size
-        else:
-            told.append(loss(params, context))
-    return jnp.stack(told)
+    whole = loss_fn(params, *jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *groups))
+    lines = iter(_cut(whole, [_size(loss) for loss in read]))
+    return jnp.stack(
+        [
+            _of_line(next(lines), loss) if loss in read else loss(params, context)
+            for loss in held_out
+        ]
+    )
 
 
 def take(rows: Rows, columns: Sequence[int]) -> Rows:
@@ -155,13 +154,18 @@ def _count(group: tuple[Any, Any]) -> int:
     return int(jax.tree.leaves(group)[0].shape[0])
 
 
+def _size(loss: HeldOutLoss) -> int:
+    return sum(_count(group) for group in loss.examples)
+
+
+def _cut(line: jax.Array, sizes: Sequence[int]) -> list[jax.Array]:
+    """Pieces of these sizes, one after the other."""
+    return jnp.split(line, list(itertools.accumulate(sizes))[:-1]) if sizes else []
+
+
 def _of_line(line: jax.Array, loss: HeldOutLoss) -> jax.Array:
     """phi of its groups' losses, given one after the other."""
-    groups, at = [], 0
-    for group in loss.examples:
-        groups.append(line[at : at + _count(group)])
-        at += _count(group)
-    return loss.of_losses(groups)
+    return loss.of_losses(_cut(line, [_count(group) for group in loss.examples]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,10 +217,10 @@ class _Pass:
         return self.table_in(weights)
 
     def table_in(self, weights: Params | None) -> tuple[jax.Array, jax.Array]:
-        tape, scalar = self.tape, weights is None or _scalars(weights)
+        tape = self.tape
         examples = jnp.zeros((len(tape.losses), len(self.taped) + len(self.own)))
         if self.taped:
-            if scalar:
+            if scalar_weights(weights):
                 mine = tape.products(self.coefficients, weights)
             else:
                 directions = [weighted(self.gradient(column), weights) for column in self.taped]
@@ -239,9 +243,8 @@ class _Pass:
 
     def shares(self, weights: Params | None) -> jax.Array:
         """[B, K], what each sample brings to its agent's products."""
-        count = self.batch.mask.shape[0]
-        share = jnp.where(self.batch.mask, 1 / live_count(self.batch), 0)
-        return share[:, None] * self.table(weights)[0][:count]
+        share = sample_shares(self.batch)
+        return share[:, None] * self.table(weights)[0][: len(share)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -280,9 +283,8 @@ class _Columns:
         if dot is not self.known.dot:
             return None
         batch = self.known.batch
-        share = jnp.where(batch.mask, 1 / live_count(batch), 0) * weights[batch.owners]
         chosen = dict(zip(self.columns, coefficients, strict=True))
-        return self.known.combination(chosen, share)
+        return self.known.combination(chosen, sample_shares(batch) * weights[batch.owners])
 
 
 def _rows(known: _Pass, columns: tuple[int, ...]) -> Rows:
@@ -309,7 +311,3 @@ def _rows(known: _Pass, columns: tuple[int, ...]) -> Rows:
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
 
     return Rows(len(columns), dot, combination, each, _Columns(known, columns))
-
-
-def _scalars(weights: Params) -> bool:
-    return all(jnp.ndim(leaf) == 0 for leaf in jax.tree.leaves(weights))

@@ -142,13 +142,17 @@ def record(
         return run(program, leaves, first, None, views).weights
 
     weights, pull_weights = jax.vjp(weights_of, leaves)
+    alone = [
+        not any(site.depends & o.depends for j, o in enumerate(sites) if j != i)
+        for i, site in enumerate(sites)
+    ]
     kept = [
         _Kept(
             site,
             site_form(
                 site,
                 SiteSize(*(sum(leaf.size for leaf in each) for each in (weights[i], shapes[i]))),
-                alone=not any(site.depends & o.depends for j, o in enumerate(sites) if j != i),
+                alone=alone[i],
                 examples=count,
                 blocks=blocks,
                 wish=form,
@@ -166,13 +170,13 @@ def record(
         """sum_s c_s (dF/dw)^T d_s, of one site."""
         stack = stacks[place]
         if stack is None:
-            return _combination(kept[place], coefficients, rows)
+            return _combination(_of_rows(kept[place], rows), coefficients)
         return _unravel(kept[place], coefficients.astype(stack.dtype) @ stack[rows])
 
     def dot(direction: Params, rows: slice = EVERY) -> jax.Array:
         _, moved = jax.jvp(weights_of, (leaves,), (jax.tree.leaves(direction),))
         terms = [
-            _dot(kept[place], each, rows)
+            _dot(_of_rows(kept[place], rows), each)
             if (stack := stacks[place]) is None
             else stack[rows] @ _ravel(kept[place], each).astype(stack.dtype)
             for place, each in enumerate(moved)
@@ -196,8 +200,7 @@ def record(
         for each in kept:
             if each.form == "pairs":
                 term = _pairs(each, others) @ spread.astype(losses.dtype)
-                (leaf,) = each.site.depends
-                total += term if factors is None else factors[leaf].astype(term.dtype) * term
+                total += _weighed(each, term, factors)
         rest = [place for place, each in enumerate(kept) if each.form != "pairs"]
         if not rest:
             return total
@@ -221,16 +224,11 @@ def record(
         for place in rest:
             each, stack = kept[place], stacks[place]
             if stack is None:
-                total += jax.vmap(lambda m, each=each: _dot(each, m, EVERY))(moved[place]).T
+                total += jax.vmap(lambda m, each=each: _dot(each, m))(moved[place]).T
             else:
                 lines = jax.vmap(lambda m, each=each: _ravel(each, m))(moved[place])
                 total += stack @ lines.T.astype(stack.dtype)
         return total
-
-    separate = all(
-        each.site.leaf and not any(each.site.depends & o.site.depends for o in kept[:i])
-        for i, each in enumerate(kept)
-    )
 
     def squares(
         coefficients: jax.Array,
@@ -239,40 +237,49 @@ def record(
         rows: slice = EVERY,
         weights: Params | None = None,
     ) -> jax.Array | None:
-        if not separate:
+        if not all(alone) or not all(site.leaf for site in sites):
             return None
         factors = None if weights is None else jax.tree.leaves(weights)
         total = jnp.zeros(count, losses.dtype)
         for each, stack in zip(kept, stacks, strict=True):
-            term = _squares(each, stack, coefficients, groups, count, rows)
+            own = None if stack is None else stack[rows]
+            term = _squares(_of_rows(each, rows), own, coefficients, groups, count)
             if term is None:
                 return None
-            (leaf,) = each.site.depends
-            total += term if factors is None else factors[leaf].astype(term.dtype) * term
+            total += _weighed(each, term, factors)
         return total
 
     return Tape(losses, dot, combination, products, squares, tuple(each.form for each in kept))
 
 
-def _dot(kept: _Kept, moved: Sequence[Any], rows: slice) -> jax.Array:
+def _of_rows(kept: _Kept, rows: slice) -> _Kept:
+    """The site with some of its examples."""
+    chosen = jax.tree.map(lambda leaf: leaf[rows], (kept.activations, kept.cotangents))
+    return kept._replace(activations=chosen[0], cotangents=chosen[1])
+
+
+def _weighed(kept: _Kept, term: jax.Array, factors: Sequence[jax.Array] | None) -> jax.Array:
+    """A site's part of an inner product, times the number of the one leaf that it reads."""
+    (leaf,) = kept.site.depends
+    return term if factors is None else factors[leaf].astype(term.dtype) * term
+
+
+def _dot(kept: _Kept, moved: Sequence[Any]) -> jax.Array:
     """[r], <d_s, dF/dw moved>."""
 
     def one(h: Sequence[Any], d: Sequence[Any]) -> jax.Array:
         _, pushed = jax.jvp(lambda w: kept.site.apply(h, w), (kept.weights,), (list(moved),))
         return jnp.stack([jnp.vdot(a, b) for a, b in zip(pushed, d, strict=True)]).sum()
 
-    return jax.vmap(one)(
-        *jax.tree.map(lambda leaf: leaf[rows], (kept.activations, kept.cotangents))
-    )
+    return jax.vmap(one)(kept.activations, kept.cotangents)
 
 
-def _combination(kept: _Kept, coefficients: jax.Array, rows: slice) -> list[Any]:
+def _combination(kept: _Kept, coefficients: jax.Array) -> list[Any]:
     """sum_s c_s (dF/dw)^T d_s, without a gradient of any example."""
-    h, d = jax.tree.map(lambda leaf: leaf[rows], (kept.activations, kept.cotangents))
     _, transposed = jax.vjp(
-        lambda w: jax.vmap(lambda one: kept.site.apply(one, w))(h), kept.weights
+        lambda w: jax.vmap(lambda h: kept.site.apply(h, w))(kept.activations), kept.weights
     )
-    return transposed([_times(leaf, coefficients) for leaf in d])[0]
+    return transposed([_times(leaf, coefficients) for leaf in kept.cotangents])[0]
 
 
 def _stack(kept: _Kept) -> jax.Array:
@@ -320,20 +327,19 @@ def _squares(
     coefficients: jax.Array,
     groups: jax.Array,
     count: int,
-    rows: slice,
 ) -> jax.Array | None:
     """[count], |sum_{s in k} c_s grad l_s|^2 at one site, from pairs or from the groups' sums."""
     view = kept.site.view
     coefficients = coefficients.astype(kept.cotangents[0].dtype)
     size = sum(leaf.size for leaf in kept.weights)
     if stack is None and view is not None and view.positions == 1 and len(groups) < size:
-        h, d = (leaf[rows, 0] for leaf in _seen(view, kept))
+        h, d = (leaf[:, 0] for leaf in _seen(view, kept))
         same = groups[:, None] == groups[None, :]
         pairs = jnp.where(same, (h @ h.T) * (d @ d.T), 0)
         return jax.ops.segment_sum(coefficients * (pairs @ coefficients), groups, count)
     if max(count, len(groups)) * size * coefficients.dtype.itemsize > ROOM:
         return None
-    alone = _stack(kept)[rows] if stack is None else stack[rows]
+    alone = _stack(kept) if stack is None else stack
     sums = jax.ops.segment_sum(coefficients[:, None] * alone, groups, count)
     return jnp.square(sums).sum(axis=1)
 

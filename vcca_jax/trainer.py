@@ -114,6 +114,11 @@ def where_live(batch: VirtualBatch | Round, new: Any, old: Any) -> Any:
     return jax.tree.map(lambda fresh, stale: jnp.where(live, fresh, stale), new, old)
 
 
+def sample_shares(batch: VirtualBatch) -> jax.Array:
+    """[B], what each sample's gradient counts for in the batch's: 1/B, and 0 for padding."""
+    return jnp.where(batch.mask, 1 / live_count(batch), 0)
+
+
 def live_count(batch: VirtualBatch) -> jax.Array:
     """Live samples of a batch, at least 1 so that it may divide; the B of every 1/B."""
     return jnp.maximum(batch.mask.sum(), 1)

@@ -20,7 +20,7 @@ from vcca_jax.contribution import Utility
 from vcca_jax.gradients import AgentGradients, Method, agent_gradients
 from vcca_jax.operators import affine, example_products, inner_products
 from vcca_jax.profiles import ValueProfiles
-from vcca_jax.proportional_updates import proportion
+from vcca_jax.proportional_updates import Proportion, proportion
 from vcca_jax.rows import Rows, as_rows
 from vcca_jax.screening import Screen
 from vcca_jax.singularities import finite_derivatives
@@ -41,11 +41,13 @@ class OneStepUtility:
         first_order: ``first_order(w) -> [A]``, see ``contribution.first_order``.
         examples: ``examples(w, owners) -> [B] or None``, what each sample of the batch brings to
             its owner's first-order credit; None where that is not told by inner products.
+        proportion: whether the optimizer's update is proportional to the gradient; see there.
     """
 
     worth: Callable[[jax.Array], jax.Array]
     first_order: Callable[[jax.Array], jax.Array]
     examples: Callable[[jax.Array, jax.Array], jax.Array | None]
+    proportion: Proportion | None
 
     def __call__(self, weights: jax.Array) -> jax.Array:
         """v(w)."""
@@ -124,6 +126,9 @@ def one_step_utility(
     def worth(weights: jax.Array) -> jax.Array:
         return -validation_loss(optax.apply_updates(params, applied(direction(weights))))
 
+    # Read once: it is asked for by first-order credit, and by whoever wants to know the rest.
+    known = proportion(applied, params)
+
     def row() -> Rows:
         if validation_row is not None:
             return validation_row
@@ -136,7 +141,6 @@ def one_step_utility(
             # The screen bends what a coalition's direction is.
             expanded = jax.grad(lambda w: slope.dot(applied(direction(w)))[0])
             return -weights * expanded(weights)
-        known = proportion(applied, params)
         if known is not None:
             along = inner_products(gradients, slope)[0][:, 0]
             return -known.factor.astype(along.dtype) * weights * along
@@ -144,13 +148,14 @@ def one_step_utility(
         return -weights * gradients.dot(back(slope.combination(jnp.ones(1)))[0])
 
     def examples(weights: jax.Array, owners: jax.Array) -> jax.Array | None:
-        known = proportion(applied, params) if screen is None else None
-        brought = None if known is None else example_products(gradients, row(), owners)
-        if known is None or brought is None:
+        if known is None or screen is not None:
+            return None
+        brought = example_products(gradients, row(), owners)
+        if brought is None:
             return None
         return -known.factor.astype(brought.dtype) * weights[owners] * brought[:, 0]
 
-    return OneStepUtility(worth, first_order, examples)
+    return OneStepUtility(worth, first_order, examples, known)
 
 
 def training_utility(
