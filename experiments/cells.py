@@ -1,6 +1,5 @@
 """Experiments of many cells: finished ones are kept, and all are put together at the end."""
 
-import argparse
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -8,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.benchmarks.timing import machine
-from experiments.pages import plain, say, write_lines
+from experiments.pages import plain, say, write_records
 from vcca_jax.runs.records import Record, write_json, write_text
 
 Say = Callable[[str], None]
@@ -67,7 +66,7 @@ def write_results(
     tables: Callable[[Path], str],
     spent: str = "took",
 ) -> None:
-    """Write ``results/``, a file for each kind of record, then draw figures and write tables.
+    """Write ``results/``, a table for each kind of record, then draw figures and write tables.
 
     Args:
         config: of the experiment; its ``tasks`` are named tuples by the data set's name.
@@ -81,7 +80,7 @@ def write_results(
     results = out / "results"
     results.mkdir(parents=True, exist_ok=True)
     for name, each in records.items():
-        write_lines(results / f"{name}.json", each)
+        write_records(results, name, each)
     seconds: dict[str, float] = {}
     for cell in cells:
         seconds[cell["data"]] = round(seconds.get(cell["data"], 0) + cell.get(spent, 0), 1)
@@ -90,18 +89,3 @@ def write_results(
     write_json(results / "summary.json", {**summary, "seconds": seconds})
     draw(results, out / "figures")
     print(tables(results))
-
-
-def asked(
-    arguments: Sequence[str] | None, description: str | None, full: Any, smoke: Any, smoke_help: str
-) -> tuple[Any, Path]:
-    """The configuration and the folder that a command line asks for."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--smoke", action="store_true", help=smoke_help)
-    parser.add_argument("--only", choices=full.tasks, help="one data set, so that several may run")
-    given = parser.parse_args(arguments)
-    config = smoke if given.smoke else full
-    if given.only:
-        config = config._replace(tasks={given.only: full.tasks[given.only]})
-    return config, given.out

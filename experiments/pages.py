@@ -7,6 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+from pyarrow import parquet
+
+from vcca_jax.files import replacing
 from vcca_jax.runs.records import Record, write_text
 
 Records = list[Record]
@@ -26,10 +30,37 @@ def plain(value: Any) -> Any:
     return value
 
 
-def read(path: Path) -> Records:
-    """Read a JSON list of records."""
-    found: Records = json.loads(path.read_text(encoding="utf-8"))
-    return found
+NESTED = {"games", "tuning"}
+"""Records that hold records of their own, or lists of several kinds: kept as JSON, all else as
+Parquet, a column a field."""
+
+
+def read(results: Path, name: str) -> Records:
+    """The stored records of one kind."""
+    if name in NESTED:
+        found: Records = json.loads((results / f"{name}.json").read_text(encoding="utf-8"))
+        return found
+    return parquet.read_table(results / f"{name}.parquet").to_pylist()
+
+
+def write_records(results: Path, name: str, records: Iterable[Record]) -> None:
+    """Store the records of one kind; see ``read``."""
+    if name in NESTED:
+        write_lines(results / f"{name}.json", records)
+    else:
+        write_table(results / f"{name}.parquet", records)
+
+
+def write_table(path: Path, records: Iterable[Record]) -> None:
+    """A Parquet table, one record a row, replaced whole; what a record lacks is null.
+
+    Fields may be lists. The columns are those of all records, in the order of their appearance.
+    """
+    rows = list(records)
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = pyarrow.Table.from_pydict({n: [row.get(n) for row in rows] for n in names})
+    with replacing(path) as beside:
+        parquet.write_table(columns, beside, compression="zstd")
 
 
 def write_lines(path: Path, records: Iterable[Record]) -> None:

@@ -1,6 +1,7 @@
 """The experiment on attribution: measures by hand, substrates by oracles, the whole command."""
 
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -187,7 +188,7 @@ def test_credits_that_telescope_sum_to_the_gain_of_retraining(cell):
 
 
 def test_records_are_of_the_cells(folder, cell):
-    scores = read(folder / "results" / "scores.json")
+    scores = read(folder / "results", "scores")
     own = [r for r in scores if r["partition"] == "few labels" and r["seed"] == 0]
     noise = np.array(cell["noise"])
     for name, found in cell["substrates"].items():
@@ -207,7 +208,7 @@ def test_records_are_of_the_cells(folder, cell):
 
 
 def test_rates_are_those_of_the_least_tuning_loss(folder, cell):
-    for record in read(folder / "results" / "tuning.json"):
+    for record in read(folder / "results", "tuning"):
         assert record["rate"] == record["rates"][int(np.argmin(record["losses"]))]
         if record["partition"] == "few labels":
             assert cell["substrates"][record["substrate"]]["rate"] == record["rate"]
@@ -248,7 +249,7 @@ def test_figures_are_drawn(folder):
 
 def test_the_readmes_tables_are_those_of_the_results(tmp_path):
     results = tables.HERE / "results"
-    (tmp_path / "scores.json").write_bytes((results / "scores.json").read_bytes())
+    shutil.copy(results / "scores.parquet", tmp_path)
     tables.write_tables(tmp_path)
     assert (tmp_path / "tables.md").read_bytes() == (results / "tables.md").read_bytes()
     text = (tables.HERE / "README.md").read_bytes()
@@ -261,7 +262,7 @@ def test_the_readmes_tables_are_those_of_the_results(tmp_path):
 
 def test_kept_scores_are_those_of_the_kept_games():
     results = tables.HERE / "results"
-    games, scores = read(results / "games.json"), read(results / "scores.json")
+    games, scores = read(results, "games"), read(results, "scores")
     assert distinct(games, "partition") == list(FULL.partitions)
     assert len(games) == FULL.seeds * len(FULL.partitions) * len(FULL.tasks)
     again = analysis.score_records(games[-1])

@@ -214,7 +214,7 @@ def test_gains_are_paired_and_their_intervals_students():
 
 
 def test_every_cheat_rule_and_estimator_is_in_the_matrix(written):
-    rows = tables.read(written[0] / "results" / "gains.csv")
+    rows = tables.read(written[0] / "results", "gains")
     cheats = {name for name, scenario in TABLE.items() if scenario.twin}
     assert {row["scenario"] for row in rows} == cheats
     undefended = [row for row in rows if row["defence"] == "none"]
@@ -225,12 +225,12 @@ def test_every_cheat_rule_and_estimator_is_in_the_matrix(written):
 
 
 def test_efficient_estimators_sum_to_the_gain(written):
-    rows = {r["estimator"]: r for r in tables.read(written[0] / "results" / "estimators.csv")}
+    rows = {r["estimator"]: r for r in tables.read(written[0] / "results", "estimators")}
     for name in ("aumann_shapley", "permutation_shapley"):
         assert float(rows[name]["sum_over_gain"]) == pytest.approx(1, abs=0.01)
     assert float(rows["influence"]["sum_over_gain"]) < 0.9
     assert float(rows["aumann_shapley"]["rank_correlation_with_default"]) == 1
-    shares = [r["share_of_gain"] for r in tables.read(written[0] / "results" / "periods.csv")]
+    shares = [r["share_of_gain"] for r in tables.read(written[0] / "results", "periods")]
     assert sum(map(float, shares)) == pytest.approx(1, abs=1e-3)
 
 

@@ -30,9 +30,10 @@ def folder(tmp_path_factory) -> Path:
 
 
 def records(folder: Path, name: str) -> list[dict]:
-    return tables.read(folder / "results" / f"{name}.json")
+    return tables.read(folder / "results", name)
 
 
+@pytest.mark.slow
 def test_every_condition_seed_and_value_is_in_the_records(folder):
     finals, values = records(folder, "finals"), records(folder, "values")
     assert SMOKE.conditions is not None
@@ -45,6 +46,7 @@ def test_every_condition_seed_and_value_is_in_the_records(folder):
     assert kinds == told
 
 
+@pytest.mark.slow
 def test_unscreened_training_is_the_librarys_own(folder, problem):
     """With nobody stating anything the program is plain SGD on the pooled batches."""
     data = problem.data[0]
@@ -61,6 +63,7 @@ def test_unscreened_training_is_the_librarys_own(folder, problem):
     assert (found["admissible"], found["removed"], found["verified"]) == (1, 0, 0)
 
 
+@pytest.mark.slow
 def test_screening_removes_and_verification_keeps(folder):
     finals = records(folder, "finals")
     for name in ("everyone", "verified", "adam, verified"):
@@ -79,6 +82,7 @@ def test_screening_removes_and_verification_keeps(folder):
     assert one > all_
 
 
+@pytest.mark.slow
 def test_restraint_is_ascribed_to_who_states_the_value(folder):
     by = {(r["agent"], r["by"]): r["mean"] for r in records(folder, "screened_by")}
     assert len(by) == 16
@@ -86,6 +90,7 @@ def test_restraint_is_ascribed_to_who_states_the_value(folder):
     assert max(by.values()) > 0
 
 
+@pytest.mark.slow
 def test_a_finished_setting_is_kept(folder, monkeypatch):
     def refuse(*args):
         raise AssertionError("trained again")
@@ -102,6 +107,7 @@ def test_a_finished_setting_is_kept(folder, monkeypatch):
         train.main(["--out", str(folder), "--smoke"])
 
 
+@pytest.mark.slow
 def test_figures_are_drawn(folder):
     names = {path.name for path in (folder / "figures").iterdir()}
     shown = {"accuracy", "prices", "first_order", "principals", "cones_plane", "cones_space"}

@@ -134,7 +134,7 @@ def by_difference(scores: Records) -> Figure:
 
 def draw_figures(results: Path, out: Path) -> None:
     """Write every figure as PNG, a pair a data set."""
-    scores = read(results / "scores.json")
+    scores = read(results, "scores")
     for data in distinct(scores, "data"):
         own = [record for record in scores if record["data"] == data]
         save_figure(nearness(own), out / f"{data}_nearness.png")

@@ -149,7 +149,7 @@ def learning_table(scores: Records) -> str:
 
 def parts(results: Path) -> dict[str, str]:
     """All tables by their titles."""
-    scores = read(results / "scores.json")
+    scores = read(results, "scores")
     found: dict[str, str] = {}
     for data in distinct(scores, "data"):
         own = [record for record in scores if record["data"] == data]

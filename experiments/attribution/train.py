@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from experiments.arguments import asked
 from experiments.attribution.analysis import results_of
 from experiments.attribution.cells import run_task
 from experiments.attribution.config import FULL, SMOKE, Config
 from experiments.attribution.figures import draw_figures
 from experiments.attribution.tables import write_tables
-from experiments.cells import asked, collected, write_results
+from experiments.cells import collected, write_results
 
 
 def run(config: Config, out: Path) -> None:

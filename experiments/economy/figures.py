@@ -152,7 +152,7 @@ def defences(pairs: Sequence[tuple[str, dict[str, str], dict[str, str]]], note: 
 
 def draw_figures(results: Path, target: Path) -> None:
     """Draw all figures of a folder of results."""
-    gains, payouts = read(results / "gains.csv"), read(results / "payouts.csv")
+    gains, payouts = read(results, "gains"), read(results, "payouts")
     note = (
         "Gain over the same agent behaving honestly in the same seed, in % of an even share of the"
         " revenue, ± half of its 95 % interval.\nOrange: cheating pays; blue: it costs; white:"

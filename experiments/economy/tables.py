@@ -1,19 +1,21 @@
 """The README's tables, from the result files alone."""
 
-import csv
 from collections.abc import Callable
 from pathlib import Path
 
+from experiments import pages
 from experiments.economy.config import DEFAULT_ESTIMATOR, DEFAULT_RULE
 from experiments.pages import table
 
 Rows = list[dict[str, str]]
 
 
-def read(path: Path) -> Rows:
-    """Read a CSV file as text rows."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+def read(results: Path, name: str) -> Rows:
+    """The stored records of one kind, as text."""
+    return [
+        {key: "" if value is None else str(value) for key, value in record.items()}
+        for record in pages.read(results, name)
+    ]
 
 
 def number(row: dict[str, str], mean: str, half: str, *, sign: str = "+") -> str:
@@ -51,8 +53,8 @@ def with_screen(shown: str, screen: str) -> str:
 
 def write_tables(results: Path) -> str:
     """All tables as Markdown; also written to ``tables.md`` beside the results."""
-    gains, values = read(results / "gains.csv"), read(results / "values.csv")
-    duplicates = read(results / "duplicates.csv")
+    gains, values = read(results, "gains"), read(results, "values")
+    duplicates = read(results, "duplicates")
     default = [
         r for r in gains if r["rule"] == DEFAULT_RULE and r["estimator"] == DEFAULT_ESTIMATOR
     ]
@@ -117,7 +119,7 @@ def write_tables(results: Path) -> str:
                 number(r, "distinct_percent", "half_width", sign=""),
                 number(r, "others_percent", "others_half_width", sign=""),
             ]
-            for r in read(results / "rows.csv")
+            for r in read(results, "rows")
         ],
     )
     parts = {

@@ -1,16 +1,15 @@
 """Run the experiment: ``python -m experiments.economy.train --out DIR [--smoke]``."""
 
-import argparse
-import csv
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
 
+from experiments.arguments import asked
 from experiments.benchmarks.timing import machine
 from experiments.economy import analysis
 from experiments.economy.agents import CAPACITY, Scenario, World, make_world, scenarios
@@ -20,7 +19,7 @@ from experiments.economy.figures import draw_figures
 from experiments.economy.settling import credits_of, settle, settle_in_ledger, share_rules, totals
 from experiments.economy.tables import write_tables
 from experiments.economy.training import SCREENS, row_cosines, trainer
-from experiments.pages import say
+from experiments.pages import say, write_records
 from vcca_jax.duplicates import near_duplicates
 
 COUNTED = ("honest", "size liar", "jittering liar")
@@ -104,16 +103,6 @@ def check_ledger(config: Config, outcome: Outcome, folder: Path) -> int:
     return agree
 
 
-def write_csv(path: Path, records: Iterable[Record]) -> list[Record]:
-    """Write records of one shape as CSV and return them."""
-    records = list(records)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(records[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(records)
-    return records
-
-
 def write(
     config: Config, table: dict[str, Scenario], outcomes: dict[str, Outcome], out: Path
 ) -> Record:
@@ -121,14 +110,14 @@ def write(
     results, ledgers = out / "results", out / "ledgers"
     for folder in (results, ledgers):
         folder.mkdir(parents=True, exist_ok=True)
-    write_csv(results / "gains.csv", analysis.gains(config, table, outcomes, say))
-    write_csv(results / "duplicates.csv", analysis.duplicate_records(config, table, outcomes))
-    write_csv(results / "rows.csv", analysis.row_records(table, outcomes))
+    write_records(results, "gains", analysis.gains(config, table, outcomes, say))
+    write_records(results, "duplicates", analysis.duplicate_records(config, table, outcomes))
+    write_records(results, "rows", analysis.row_records(table, outcomes))
     honest = outcomes["honest"]
-    write_csv(results / "estimators.csv", analysis.estimator_records(config, honest))
-    write_csv(results / "periods.csv", analysis.period_records(config, honest))
-    write_csv(results / "values.csv", analysis.value_records(config, table, outcomes))
-    write_csv(results / "payouts.csv", analysis.payout_records(config, outcomes["mixed"]))
+    write_records(results, "estimators", analysis.estimator_records(config, honest))
+    write_records(results, "periods", analysis.period_records(config, honest))
+    write_records(results, "values", analysis.value_records(config, table, outcomes))
+    write_records(results, "payouts", analysis.payout_records(config, outcomes["mixed"]))
     agree = check_ledger(config, outcomes["mixed"], ledgers)
     return {"config": config._asdict(), "ledgers_that_agree": [agree, len(share_rules(config))]}
 
@@ -160,11 +149,7 @@ def run(config: Config, out: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line and run."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--smoke", action="store_true", help="the same in seconds, to test it")
-    given = parser.parse_args(arguments)
-    run(SMOKE if given.smoke else FULL, given.out)
+    run(*asked(arguments, __doc__, FULL, SMOKE, "the same in seconds, to test it", parts=None))
 
 
 if __name__ == "__main__":

@@ -156,10 +156,10 @@ def removal(curves: Records) -> Figure:
 
 def draw_figures(results: Path, out: Path) -> None:
     """Write every figure as PNG."""
-    scores = read(results / "scores.json")
+    scores = read(results, "scores")
     save_figure(plane(scores, "runs"), out / "fidelity_cost.png")
     save_figure(plane(scores, "clock"), out / "fidelity_clock.png")
-    save_figure(removal(read(results / "curves.json")), out / "removal.png")
+    save_figure(removal(read(results, "curves")), out / "removal.png")
 
 
 if __name__ == "__main__":

@@ -198,7 +198,7 @@ def axiom_table(axioms: Records) -> str:
 
 def parts(results: Path) -> dict[str, str]:
     """All tables by their titles."""
-    scores, axioms = read(results / "scores.json"), read(results / "axioms.json")
+    scores, axioms = read(results, "scores"), read(results, "axioms")
     found = {"Nearness and cost": cost_table(scores), "By optimizer": summary_table(scores)}
     for title, field in (
         ("Spearman to Shapley", "spearman_shapley"),

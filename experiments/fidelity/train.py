@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.cells import asked, collected, write_results
+from experiments.arguments import asked
+from experiments.cells import collected, write_results
 from experiments.fidelity.analysis import results_of
 from experiments.fidelity.cells import run_task
 from experiments.fidelity.config import FULL, SMOKE, Config

@@ -174,8 +174,8 @@ def worst_epochs(records: Records, field: str) -> np.ndarray:
 
 def draw_figures(results: Path, folder: Path) -> None:
     """Draw every figure from the result files."""
-    finals = read(results / "finals.json")
-    records, gaps = (unrolled(read(results / f"{name}.json")) for name in ("curves", "differences"))
+    finals = read(results, "finals")
+    records, gaps = (unrolled(read(results, name)) for name in ("curves", "differences"))
     config = json.loads((results / "summary.json").read_text(encoding="utf-8"))["config"]
     scores = {data: task["score"] for data, task in config["tasks"].items()}
     figures = {

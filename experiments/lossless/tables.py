@@ -233,7 +233,7 @@ def tuning_table(tunings: Records) -> str:
 
 def parts(results: Path) -> dict[str, str]:
     """All tables by their titles."""
-    finals, tunings = read(results / "finals.json"), read(results / "tuning.json")
+    finals, tunings = read(results, "finals"), read(results, "tuning")
     config = json.loads((results / "summary.json").read_text(encoding="utf-8"))["config"]
     found = {}
     for data in distinct(finals, "data"):
@@ -245,7 +245,7 @@ def parts(results: Path) -> dict[str, str]:
             for measure in (first, *others):
                 name = MEASURE_NAMES[measure]
                 found[f"{title}: {name}"] = value_table(finals, data, measure, at)
-    differences = unrolled(read(results / "differences.json"))
+    differences = unrolled(read(results, "differences"))
     for field in ("parameters", "outputs"):
         found[f"How far traversal's {field} are apart"] = apart_table(differences, field)
     found["Validation score, visit by visit"] = score_table(differences)

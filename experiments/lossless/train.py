@@ -4,7 +4,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.cells import asked, collected, write_results
+from experiments.arguments import asked
+from experiments.cells import collected, write_results
 from experiments.lossless.cells import run_task
 from experiments.lossless.config import FULL, SMOKE, Config
 from experiments.lossless.figures import draw_figures

@@ -302,8 +302,7 @@ def _nan(value: float | None) -> float:
 def draw_figures(results: Path, folder: Path) -> None:
     """Draw every figure from the result files."""
     finals, values, epochs, steps, by = (
-        read(results / f"{name}.json")
-        for name in ("finals", "values", "epochs", "steps", "screened_by")
+        read(results, name) for name in ("finals", "values", "epochs", "steps", "screened_by")
     )
     figures = {
         "accuracy": accuracy(finals),

@@ -151,12 +151,12 @@ def verified_table(finals: Records) -> str:
 
 def write_tables(results: Path) -> str:
     """All tables as Markdown; also written to ``tables.md`` beside the results."""
-    finals, values = read(results / "finals.json"), read(results / "values.json")
+    finals, values = read(results, "finals"), read(results, "values")
     settings = distinct(finals, "setting")
     outcomes = {setting: outcome_table(finals, values, setting) for setting in settings}
     others = {
         "Prices": price_table(values),
         "Verification": verified_table(finals),
-        "First order": slope_table(read(results / "steps.json")),
+        "First order": slope_table(read(results, "steps")),
     }
     return write_page(results / "tables.md", outcomes | others)

@@ -1,6 +1,5 @@
 """Run the experiment: ``python -m experiments.values.train --out DIR [--smoke]``."""
 
-import argparse
 import json
 import time
 from collections.abc import Sequence
@@ -10,8 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiments.arguments import asked
 from experiments.benchmarks.timing import machine
-from experiments.pages import say, write_lines
+from experiments.pages import say, write_records
 from experiments.values import analysis
 from experiments.values.analysis import Record
 from experiments.values.config import FULL, SMOKE, Config
@@ -101,7 +101,7 @@ def run(config: Config, out: Path) -> None:
             say(f"{setting}: kept from before")
         found[setting] = held
     for name in FILES:
-        write_lines(results / f"{name}.json", (r for each in found.values() for r in each[name]))
+        write_records(results, name, (r for each in found.values() for r in each[name]))
     summary = {
         "config": told,
         "machine": found[config.settings[0]]["machine"],
@@ -114,15 +114,7 @@ def run(config: Config, out: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line and run."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--smoke", action="store_true", help="the hospitals alone, in seconds")
-    parser.add_argument("--only", choices=SETTINGS, help="one setting, so that several may run")
-    given = parser.parse_args(arguments)
-    config = SMOKE if given.smoke else FULL
-    if given.only:
-        config = config._replace(settings=(given.only,))
-    run(config, given.out)
+    run(*asked(arguments, __doc__, FULL, SMOKE, "the hospitals alone", parts="settings"))
 
 
 if __name__ == "__main__":
