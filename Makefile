@@ -7,7 +7,8 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data run test test-slow check format economy values lossless fidelity attribution distributed benchmarks clean
+.PHONY: help setup data run test test-slow coverage check format economy values lossless fidelity \
+  attribution distributed figures notebooks benchmarks docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,10 +30,14 @@ run: $(READY) ## train, screen, credit and settle the cooperative of four hospit
 	$(BIN)/vcca-jax run experiments/heart/config.toml --name $(RUN)
 
 test: $(READY) ## run the test suite
-	$(BIN)/python -m pytest -n auto -m 'not slow' $(TESTS)
+	$(BIN)/python -m pytest -n auto --dist loadfile -m 'not slow' $(TESTS)
 
 test-slow: $(READY) ## run the tests that take longer
-	$(BIN)/python -m pytest -n auto -m slow
+	VCCA_TEST_OPTIMIZED=1 $(BIN)/python -m pytest -n auto --dist loadfile -m slow $(TESTS)
+
+coverage: $(READY) ## run the test suite and say which lines it leaves out
+	$(BIN)/python -m pytest -n auto --dist loadfile -m 'not slow' \
+	  --cov=vcca_jax --cov-report=term:skip-covered --cov-report=html:build/coverage $(TESTS)
 
 check: $(READY) ## lint, check formatting and types
 	$(BIN)/ruff check .
@@ -60,6 +65,15 @@ attribution: $(READY) ## find out whether traversal tells agents apart better th
 
 distributed: $(READY) ## run a cooperative of two processes on loopback
 	$(BIN)/python -m experiments.distributed.train --out runs/distributed --processes 2 --devices 1
+
+figures: $(READY) ## draw every figure and write every table again from the stored results
+	$(BIN)/python -m experiments.figures
+
+notebooks: $(READY) ## execute the notebooks from top to bottom
+	$(BIN)/python -m experiments.notebooks
+
+docs: $(READY) ## build the documentation into build/docs
+	$(BIN)/python -m sphinx -W --keep-going -n -q docs build/docs
 
 benchmarks: data ## measure the speed claims side by side
 	for name in traversal one_pass cuts federated projection conic screening samplers trajectory \

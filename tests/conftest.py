@@ -1,4 +1,9 @@
-"""What every test runs under: eight CPU devices, strict ranks, repeatable examples."""
+"""What every test runs under: eight CPU devices, strict ranks, repeatable examples.
+
+Most of the suite's time is the compiler's, on programs that run for a millisecond. So they are
+compiled without optimization, unless ``VCCA_TEST_OPTIMIZED=1`` asks for programs as users get them;
+CI runs a sample of all modules that way, and `make test-slow` does.
+"""
 
 import os
 import tempfile
@@ -10,6 +15,17 @@ import jax
 import pytest
 
 from vcca_jax.compilation import keep_compiled
+
+OPTIMIZED = os.environ.get("VCCA_TEST_OPTIMIZED", "0") not in ("", "0")
+if not OPTIMIZED:
+    # Read when the first array is made, by this process and by those that tests start.
+    os.environ["XLA_FLAGS"] = " ".join(
+        [
+            os.environ.get("XLA_FLAGS", ""),
+            "--xla_backend_optimization_level=0",
+            "--xla_llvm_disable_expensive_passes=true",
+        ]
+    ).strip()
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")

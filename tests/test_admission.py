@@ -176,6 +176,7 @@ def test_what_nothing_can_keep_is_not_applied():
     assert int(state.inner[0].count) == 40  # the optimizer's memory moved on
 
 
+@pytest.mark.slow
 def test_a_norm_is_kept_in_units_of_the_direction():
     with jax.enable_x64(True):
         stated = [[max_norm(0.5), protect("V0")], [], [], [], []]

@@ -59,6 +59,7 @@ def pair_of_solvers(policy, priced):
     return jax.jit(together), jax.jit(jax.vmap(alone))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("policy", "priced"), [("drop", False), ("least_violation", True)])
 def test_a_batch_of_duals_is_the_dual_of_each(policy, priced):
     rng = np.random.default_rng(51)
@@ -121,7 +122,7 @@ def quadprog_raises(g, normals, _):
     return False
 
 
-@pytest.mark.parametrize(("dtype", "allowed"), [("float32", 1e-4), ("float64", 1e-11)])
+@pytest.mark.parametrize(("dtype", "allowed"), [("float32", 3e-4), ("float64", 1e-11)])
 def test_exactly_degenerate_rows_are_solved_where_quadprog_gives_up(dtype, allowed):
     rng = np.random.default_rng(52)
     shapes = ((8, 4), (12, 5), (16, 6), (16, 3))
@@ -134,7 +135,8 @@ def test_exactly_degenerate_rows_are_solved_where_quadprog_gives_up(dtype, allow
         norms = np.linalg.norm(normals, axis=1)
         multipliers = np.asarray(projection.multipliers[index], float)[: len(norms)]
         slack = normals @ update / norms
-        # Sufficient for the nearest admissible update, whichever multipliers were found.
+        # Sufficient for the nearest admissible update, whichever multipliers were found; those of
+        # a degenerate program reach a hundred times the update, and so does their rounding.
         errors = (
             -slack.min(),
             np.abs(update - g - multipliers @ normals).max(),

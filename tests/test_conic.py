@@ -62,6 +62,7 @@ def test_equals_clarabel_in_float32(soft):
     assert np.quantile(np.concatenate(list(errors.values())), 0.9) <= 6e-7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("soft", [False, True], ids=["hard", "priced"])
 def test_equals_clarabel_in_float64(soft):
     for name, some in agreement(np.float64, soft).items():
@@ -325,6 +326,7 @@ def none_is_nan(seed):
     return verified[easy].mean(), off, verified.sum()
 
 
+@pytest.mark.slow
 def test_random_programs_are_never_nan_and_never_infeasible_without_margins():
     shares, off, _ = zip(*(none_is_nan(seed) for seed in range(4)), strict=True)
     assert np.mean(shares) > 0.7

@@ -134,6 +134,7 @@ def test_a_fairness_value_compares_a_group_with_the_rest_on_the_rows_held_out_fo
         assert told["odds"] == pytest.approx(both, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_prices_frozen_parts_and_weights_run(tmp_path):
     """All kinds but the limits, which take long to compile: a frozen body stays as it was."""
     content = with_every_kind(scope="own", policy="least_violation")

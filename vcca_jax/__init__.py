@@ -10,7 +10,7 @@ that need more than JAX and optax are imported by name: ``vcca_jax.checkpoint`` 
 ``vcca_jax.plotting``, ``vcca_jax.datasets``, ``vcca_jax.runs``.
 """
 
-from vcca_jax import corruption, models, partition, share_rules
+from vcca_jax import conformance, corruption, models, partition, share_rules
 from vcca_jax.adapters import from_linen, from_nnx
 from vcca_jax.admission import Admission, AdmissionState, keep_admissible
 from vcca_jax.baselines import (
@@ -155,6 +155,7 @@ __all__ = [
     "check_boundary",
     "checked",
     "cone_projection",
+    "conformance",
     "cooperate",
     "cooperative",
     "corruption",
