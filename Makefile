@@ -72,8 +72,8 @@ figures: $(READY) ## draw every figure and write every table again from the stor
 notebooks: $(READY) ## execute the notebooks from top to bottom
 	$(BIN)/python -m experiments.notebooks
 
-docs: $(READY) ## build the documentation into build/docs
-	$(BIN)/python -m sphinx -W --keep-going -n -q docs build/docs
+docs: $(READY) ## build the documentation into build/docs, warnings as errors
+	$(BIN)/sphinx-build -E -W -n -q docs build/docs
 
 benchmarks: data ## measure the speed claims side by side
 	for name in traversal one_pass cuts federated projection conic screening samplers trajectory \

@@ -23,6 +23,7 @@ LOADERS = {
     "fashion-mnist": datasets.fashion_mnist,
     "mnist": datasets.mnist,
     "sentiment": datasets.sentiment,
+    "world-values": datasets.world_values,
 }
 
 

@@ -147,3 +147,32 @@ def test_a_bag_of_words_tells_sentiment_and_worse_where_raters_differ():
     right = model.predict(bag(study.test)) == study.test.targets
     assert right.mean() == pytest.approx(0.78, abs=0.02)
     assert right[study.test.groups["contested"]].mean() < right[study.test.groups["agreed"]].mean()
+
+
+@needs("world-values")
+def test_world_values_has_the_counts_of_the_survey():
+    answers = datasets.read_world_values()
+    assert (len(answers.country), len(np.unique(answers.country))) == (175750, 80)
+    assert np.unique(answers.wave).tolist() == [3, 4, 5]
+    assert np.bincount(answers.bribe)[[0, 1]].tolist() == [0, int((answers.bribe == 1).sum())]
+    assert (answers.bribe.min(), answers.bribe.max()) == (1, 10)
+    study = datasets.world_values(answers=answers)
+    most = ("South Africa", "Egypt", "Iran", "India", "Mexico", "Canada", "Nigeria", "Germany")
+    assert study.agents == study.groups == most
+    assert counts(study).tolist() == [8521, 5972, 4976, 4580, 4201, 3943, 3895, 3881]
+    # The published shares of Mexico: 14, 45, 27 and 14 of a hundred.
+    mexico = [np.bincount(s.targets[s.groups["Mexico"]], minlength=4) for s in study[2:6]]
+    assert np.round(100 * sum(mexico) / 4201).tolist() == [14, 45, 27, 14]
+    assert study.pooled_train.inputs.sum(axis=1).tolist() == [2.0] * len(study.pooled_train.targets)
+
+
+@needs("world-values")
+def test_world_values_takes_names_and_fewer_people():
+    answers = datasets.read_world_values()
+    study = datasets.world_values(countries=["Japan", "Peru"], per_agent=100, answers=answers)
+    assert counts(study).tolist() == [100, 100]
+    again = datasets.world_values(countries=["Japan", "Peru"], per_agent=100, answers=answers)
+    np.testing.assert_array_equal(study.test.rows, again.test.rows)
+    for wrong in (0, 81, ["Atlantis"], [], ["Peru", "Peru"]):
+        with pytest.raises(ValueError, match="countries="):
+            datasets.world_values(countries=wrong, answers=answers)

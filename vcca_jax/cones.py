@@ -165,6 +165,11 @@ def project_onto_cone(
 
     Raises:
         ValueError: if shapes do not fit, or for an unknown policy.
+
+    Example:
+        >>> u, multipliers = project_onto_cone(jnp.array([1.0, -1.0]), jnp.array([[0.0, 1.0]]))
+        >>> u.tolist(), multipliers.tolist()
+        ([1.0, 0.0], [1.0])
     """
     projection = cone_projection(g, normals, margins, mask, prices=prices, policy=policy)
     return projection.update, projection.multipliers

@@ -83,6 +83,10 @@ def protect(name: str, margin: float = 0.0, *, price: float = math.inf) -> HalfS
 
     Raises:
         ValueError: a margin that is not finite, or a price that is not above zero.
+
+    Example:
+        >>> protect("women", margin=-0.01)
+        HalfSpace(kind='protect', value='women', margin=-0.01, price=inf)
     """
     return _half_space("protect", name, margin, price)
 

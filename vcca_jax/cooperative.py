@@ -96,6 +96,13 @@ def cooperative(
     Raises:
         ValueError: no shard, unequal lengths, shapes or dtypes, a value that is not finite, a label
             out of range, names that are not unique, or a capacity that is too small.
+
+    Example:
+        >>> import numpy as np
+        >>> rows = np.zeros((2, 3), np.float32), np.array([0, 1])
+        >>> members = cooperative([rows], names=["ana"], capacity=2, classes=2)
+        >>> members.names, members.shards.inputs.shape
+        (('ana', ''), (2, 2, 3))
     """
     if classes is not None and classes < 1:
         raise ValueError(f"classes={classes} must be at least 1, or None")

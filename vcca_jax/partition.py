@@ -16,6 +16,10 @@ def iid(inputs: Any, targets: Any, agents: int, *, seed: int) -> Shards:
 
     Raises:
         ValueError: fewer than one agent, or inputs and targets of unequal length.
+
+    Example:
+        >>> [len(rows) for rows, _ in iid(np.zeros((7, 2)), np.arange(7), 3, seed=0)]
+        [3, 2, 2]
     """
     inputs, targets = _checked(inputs, targets, agents)
     order = np.random.default_rng(seed).permutation(len(inputs))
@@ -71,6 +75,11 @@ def by_label(
 
     Raises:
         ValueError: too few agents to hold every label, or more labels an agent than there are.
+
+    Example:
+        >>> labels = np.array([0, 0, 1, 1, 2, 2])
+        >>> [sorted(set(held.tolist())) for _, held in by_label(labels, labels, 3, seed=0)]
+        [[0], [1], [2]]
     """
     inputs, targets = _checked(inputs, targets, agents)
     labels = np.unique(targets)

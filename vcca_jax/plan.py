@@ -53,6 +53,14 @@ def virtual_batches(
 
     Raises:
         ValueError: a size below one, no live sample, or too few steps.
+
+    Example:
+        >>> import numpy as np
+        >>> from vcca_jax import cooperative
+        >>> members = cooperative([(np.zeros((n, 1)), np.zeros(n)) for n in (3, 0, 2)])
+        >>> plan = virtual_batches(members, 2, seed=0, epoch=0)
+        >>> plan.owners.shape, int(plan.mask.sum())
+        ((3, 2), 5)
     """
     check_layout(batch_size, visiting_order)
     if seed < 0 or epoch < 0:

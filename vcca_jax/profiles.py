@@ -102,6 +102,12 @@ def value_profiles(
     Raises:
         ValueError: an unknown value or kind, the same constraint twice in a profile, a part that
             covers no parameter, or a capacity that is too small or below one.
+
+    Example:
+        >>> from vcca_jax import forbid, protect
+        >>> profiles = value_profiles(["women", "men"], [[protect("women")], [forbid("men")], []])
+        >>> profiles.sign.shape, profiles.mask.tolist()
+        ((3, 1), [[True], [True], [False]])
     """
     agents = len(profiles) if capacity is None else capacity
     if agents < max(len(profiles), 1):

@@ -65,6 +65,10 @@ def quantise(
 
     Raises:
         ValueError: If a credit is NaN, infinite or no number; the error names it.
+
+    Example:
+        >>> quantise({"ana": 0.5, "ben": -0.25}, scale_bits=2)
+        {'ana': 2, 'ben': -1}
     """
     if isinstance(credits, Mapping):
         numbers = _quantised(credits, list(credits.values()), scale_bits)
@@ -120,6 +124,12 @@ def allocate(
         ValueError: On an amount that is no integer or too large; on a negative, NaN or infinite
             share; on ids that repeat or do not match; on an amount with no positive share to take
             it (book that amount to the reserve).
+
+    Example:
+        >>> allocate(100, [2, 1, 0])
+        [67, 33, 0]
+        >>> allocate(-100, [2, 1, 0])
+        [-67, -33, 0]
     """
     amount = _amount(amount)
     weights = integer_weights(shares)

@@ -216,6 +216,12 @@ def bounded(of: ShareRule, *, floor: Number = 0, cap: Number = 1) -> ShareRule:
 
     Raises:
         ValueError: Unless 0 <= floor <= cap <= 1; on settling, if the floors exceed the whole.
+
+    Example:
+        >>> rule = bounded(per_period(), cap=Fraction(1, 2))
+        >>> credits = {"ana": 3, "ben": 1}
+        >>> rule.shares(credits, Standings(credits, {}))
+        {'ana': Fraction(1, 2), 'ben': Fraction(1, 2)}
     """
     inner = of.shares
     low, high = Fraction(exact(floor, "floor")), Fraction(exact(cap, "cap"))

@@ -28,6 +28,11 @@ def efficiency_gap(
 
     Raises:
         ValueError: If `credits` and `weights` differ in shape or `weights` is not `[A]` in [0, 1].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> float(efficiency_gap(lambda w: w.sum() ** 2, jnp.ones(2), jnp.array([1.5, 1.5])))
+        1.0
     """
     weights = participation(weights)
     if jnp.shape(credits) != weights.shape:

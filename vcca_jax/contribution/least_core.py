@@ -59,6 +59,10 @@ def least_core(
             coalition is missing, or nobody is present.
         RuntimeError: If the linear program is not solved.
 
+    Example:
+        >>> least_core([0.0, 0.0, 0.0, 1.0]).credits.tolist()  # no worth alone
+        [0.5, 0.5]
+
     Source: Maschler, Peleg & Shapley, "Geometric properties of the kernel, nucleolus, and related
     solution concepts", Mathematics of Operations Research 4 (1979); Yan & Procaccia, "If you like
     Shapley then you'll love the core", AAAI (2021), for sampled coalitions and the least norm;

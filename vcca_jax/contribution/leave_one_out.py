@@ -39,6 +39,11 @@ def leave_one_out(
         ValueError: If `weights` is not `[A]` in [0, 1], `batch_size` is less than 1, or the utility
             does not return a scalar.
 
+    Example:
+        >>> import jax.numpy as jnp
+        >>> leave_one_out(lambda w: w @ jnp.array([3.0, 2.0]), jnp.ones(2)).tolist()
+        [3.0, 2.0]
+
     Source: the marginal contribution to the grand coalition; Cook, "Detection of influential
     observation in linear regression", Technometrics 19 (1977), for data.
     """

@@ -48,6 +48,12 @@ def exact_shapley(
         ValueError: If A > 20, `weights` is not `[A]` in [0, 1], `batch_size` is less than 1, or the
             utility does not return a scalar.
 
+    Example:
+        >>> def utility(w):  # a pair of gloves is worth 1; agents 0 and 1 have left ones
+        ...     return jnp.minimum(w[0] + w[1], w[2])
+        >>> [round(float(credit), 3) for credit in exact_shapley(utility, jnp.ones(3))]
+        [0.167, 0.167, 0.667]
+
     Source: Shapley, "A value for n-person games", Contributions to the Theory of Games II (1953).
     """
     del key

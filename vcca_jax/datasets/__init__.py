@@ -47,6 +47,12 @@ from vcca_jax.datasets.sentiment import (
 )
 from vcca_jax.datasets.sources import SOURCES
 from vcca_jax.datasets.study import SPLITS, Row, Shard, Split, Study
+from vcca_jax.datasets.world_values import (
+    WORLD_VALUES_ANSWERS,
+    Answers,
+    read_world_values,
+    world_values,
+)
 
 __all__ = [
     "ADULT_GROUPS",
@@ -66,6 +72,8 @@ __all__ = [
     "SOURCES",
     "SPLITS",
     "UNKNOWN",
+    "WORLD_VALUES_ANSWERS",
+    "Answers",
     "Row",
     "Shard",
     "Split",
@@ -84,5 +92,7 @@ __all__ = [
     "read_credit_default",
     "read_heart_disease",
     "read_sentiment",
+    "read_world_values",
     "sentiment",
+    "world_values",
 ]

