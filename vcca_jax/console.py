@@ -1,11 +1,20 @@
-"""What all commands share: where they print, how they find a run, how they fail."""
+"""What all commands share: where they print, how they find a run, how they fail.
+
+Exit codes, the same for every command:
+
+    0    done, and all that was checked is sound
+    1    a check failed, a ledger or a run is damaged or in the way, or the machine gave out
+    2    what was asked for cannot be: an unknown option, run or setting
+    130  interrupted (Ctrl-C); what was settled and checkpointed is kept
+"""
 
 import errno
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 if TYPE_CHECKING:
     import typer
@@ -26,8 +35,30 @@ from rich.markup import escape
 out = Console()
 err = Console(stderr=True)
 
+FAILED, MISTAKEN, INTERRUPTED = 1, 2, 130
+EXIT_CODES = (
+    "Exit codes: 0 done and sound; 1 a check failed, or something is damaged; 2 bad input;"
+    " 130 interrupted."
+)
+
+
+def _names(ctx: typer.Context, incomplete: str) -> list[str]:
+    """The runs that a shell offers when it completes a name."""
+    runs = Path(ctx.params.get("runs") or "runs")
+    return sorted(
+        found.parent.name
+        for found in runs.glob("*/config.json")
+        if found.parent.name.startswith(incomplete)
+    )
+
+
 Folder = Annotated[Path, typer.Option("--runs", help="Folder that holds the runs.")]
-Name = Annotated[str, typer.Argument(help="Name of the run, a folder in --runs.")]
+Name = Annotated[
+    str, typer.Argument(help="Name of the run, a folder in --runs.", autocompletion=_names)
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object and no table; errors too.")
+]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -57,29 +88,41 @@ def existing(name: str, runs: Path) -> Path:
 
 
 @contextmanager
-def errors() -> Iterator[None]:
-    """Turn what a user can mend into one message and an exit code: 2 for bad input, 1 else."""
+def errors(*, as_json: bool = False) -> Iterator[None]:
+    """Turn what a user can mend into one message and an exit code: 2 for bad input, 1 else.
+
+    Args:
+        as_json: Say it on standard output, too, as an object with "ok", "error" and "exit_code".
+    """
     from vcca_jax.ledger import LedgerError
     from vcca_jax.runs import RunError
 
     try:
         yield
-    except (LedgerError, RunError) as error:
-        fail(str(error), 1)
+    except (LedgerError, RunError, ModuleNotFoundError) as error:
+        fail(str(error), FAILED, as_json=as_json)
     except ValueError as error:
-        fail(str(error), 2)
+        fail(str(error), MISTAKEN, as_json=as_json)
     except OSError as error:
+        words = f"{error.strerror or error}: {error.filename or ''}".rstrip(": ")
         if error.errno in _FULL:
-            fail(
+            words = (
                 f"the disk is full ({error.filename or 'while writing'}): free some room and start"
-                " the same command again; what was settled and checkpointed is kept",
-                1,
+                " the same command again; what was settled and checkpointed is kept"
             )
-        fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), 1)
+        fail(words, FAILED, as_json=as_json)
 
 
-def tell_whole(verification: "Verification") -> None:
+def tell(content: dict[str, Any]) -> None:
+    """Print one JSON object that says that all went well, on one line."""
+    typer.echo(json.dumps({"ok": True, **content}, ensure_ascii=False, allow_nan=False))
+
+
+def tell_whole(verification: "Verification", *, as_json: bool = False) -> None:
     """Print what a verification that found nothing wrong went through."""
+    if as_json:
+        tell(verification._asdict())
+        return
     out.print(
         f"[green]whole[/green]: {verification.entries} entries,"
         f" {verification.settlements} settlements, head {verification.head}",
@@ -87,7 +130,10 @@ def tell_whole(verification: "Verification") -> None:
     )
 
 
-def fail(words: str, code: int) -> NoReturn:
-    """Print an error and exit."""
-    err.print(f"[bold red]error:[/bold red] {escape(words)}", soft_wrap=True, highlight=False)
+def fail(words: str, code: int, *, as_json: bool = False) -> NoReturn:
+    """Print why the command ends here, and exit."""
+    if as_json:
+        typer.echo(json.dumps({"ok": False, "error": words, "exit_code": code}, ensure_ascii=False))
+    begin = "" if code == INTERRUPTED else "[bold red]error:[/bold red] "
+    err.print(begin + escape(words), soft_wrap=True, highlight=False)
     raise typer.Exit(code)

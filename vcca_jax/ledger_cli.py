@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from rich.markup import escape
 
-from vcca_jax.console import Folder, errors, existing, out, tell_whole, typer
+from vcca_jax.console import EXIT_CODES, Folder, Json, errors, existing, out, tell_whole, typer
 
 if TYPE_CHECKING:
     from vcca_jax.ledger import Entry, Ledger
 
 app = typer.Typer(
     help="Check a ledger, derive it again, read one principal's account, take the money elsewhere.",
+    epilog=EXIT_CODES,
     no_args_is_help=True,
 )
 
@@ -41,18 +42,19 @@ def verify(
         str | None, typer.Option(help="A head hash kept elsewhere, which the chain must hold.")
     ] = None,
     runs: Folder = Path("runs"),
+    as_json: Json = False,
 ) -> None:
     """Check the file, its chain, every sum and payment, and the heads kept elsewhere."""
     from vcca_jax.runs import verify_run
 
-    with errors():
+    with errors(as_json=as_json):
         found = _find(where, runs)
         if found.run is not None:
             verification = verify_run(found.run, head=head)
         else:
             with _opened(found) as ledger:
                 verification = ledger.verify(head)
-    tell_whole(verification)
+    tell_whole(verification, as_json=as_json)
 
 
 @app.command(epilog="Example: vcca-jax ledger replay heart --last 5")
@@ -112,7 +114,7 @@ def statement(
     """Tell a principal what it was paid, for what, what was screened out, and how to check it."""
     from vcca_jax.runs import stored_config
     from vcca_jax.runs.records import read_records, write_text
-    from vcca_jax.statements import as_page, as_text, document, screenings
+    from vcca_jax.statements import as_page, as_text, checks, document, screenings
 
     with errors():
         if target is not None and target.suffix not in {".html", ".png", ".txt"}:
@@ -127,13 +129,10 @@ def statement(
                 principal,
                 stored_config(found.run).settlement.epochs_per_period,
             )
-        place = f"{where} --runs {runs}" if found.run is not None else where
-        checks = [
-            ("the whole ledger is sound", f"vcca-jax ledger verify {place} --head {head}"),
-            ("every payment follows", f"vcca-jax ledger replay {place}"),
-            ("every posting", f"vcca-jax ledger export {place} --format csv"),
-        ]
-        sections = document(told, screened, rule=rule["rule"], checks=checks, decimals=decimals)
+        place = (where,) if found.run is None else (where, "--runs", str(runs))
+        sections = document(
+            told, screened, rule=rule["rule"], checks=checks(place, head), decimals=decimals
+        )
         text = as_text(sections)
         out.print(escape(text), soft_wrap=True, highlight=False, end="")
         if target is None:
@@ -141,10 +140,13 @@ def statement(
         if target.suffix == ".txt":
             write_text(target, text)
             return
+        import matplotlib
+
         from vcca_jax.plotting import save_figure
         from vcca_jax.plotting.statement import png, statement_figure
 
-        figure = statement_figure(told, screened, decimals=decimals)
+        with matplotlib.rc_context({"text.parse_math": False}):  # a name may hold dollar signs
+            figure = statement_figure(told, screened, decimals=decimals)
         if target.suffix == ".png":
             save_figure(figure, target)
         else:

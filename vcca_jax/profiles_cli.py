@@ -87,6 +87,8 @@ def _table(profiles: "Mapping[str, Profile]", stated: "Mapping[str, list[Constra
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
+    from vcca_jax.runs.tables import constraint_cells
+
     table = Table(
         title="Value profiles",
         caption="margins, rates and radii: change of the value loss per unit of learning rate;"
@@ -103,29 +105,12 @@ def _table(profiles: "Mapping[str, Profile]", stated: "Mapping[str, list[Constra
     for name, constraints in stated.items():
         weight = profiles[name].weight
         first = escape(name) + ("" if weight == 1 else f" (weight {weight:g})")
-        rows = [_row(constraint) for constraint in constraints]
+        rows = [constraint_cells(constraint) for constraint in constraints]
         for row in rows or [("anything", "", "", "")]:
             table.add_row(first, *map(escape, row))
             first = ""
         table.add_section()
     return table
-
-
-def _row(constraint: "Constraint") -> tuple[str, str, str, str]:
-    """Constraint, of what, bound, price."""
-    from vcca_jax.constraints import AngleCone, Freeze, HalfSpace, MaxNorm
-
-    if isinstance(constraint, HalfSpace):
-        price = "none" if constraint.price == float("inf") else f"{constraint.price:g}"
-        word = "rate" if constraint.kind == "preserve" else "margin"
-        return constraint.kind, constraint.value, f"{word} {constraint.margin:g}", price
-    if isinstance(constraint, MaxNorm):
-        return "max_norm", "the update", f"{constraint.limit:g}", ""
-    if isinstance(constraint, AngleCone):
-        return "within_angle", constraint.value, f"{constraint.degrees:g}°", ""
-    if isinstance(constraint, Freeze):
-        return "freeze", str(constraint.part), "", ""
-    return "trust_region", ", ".join(constraint.values), f"radius {constraint.radius:g}", ""
 
 
 def _tell(found: "list[Contradiction]", scope: Scope, *, between: bool) -> None:

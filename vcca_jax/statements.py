@@ -4,14 +4,14 @@ Built from the ledger and, where there are any, from the run's own records; host
 made once and rendered as plain text or as a page that needs nothing beside it.
 """
 
-import base64
-import html
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Final, NamedTuple
 
 from vcca_jax.ledger import Statement, StatementLine
+from vcca_jax.pages import render
 
 
 class Screening(NamedTuple):
@@ -297,36 +297,21 @@ def as_page(sections: Sequence[Section], picture: bytes | None) -> str:
 
     Args:
         sections: The document.
-        picture: A PNG that is shown after the first section, or None.
+        picture: A PNG that is shown in the first section, or None.
     """
-    body: list[str] = []
-    for section in sections:
-        level = "h2" if body else "h1"
-        body.append(f"<{level}>{html.escape(section.heading)}</{level}>")
-        body += [f"<p>{html.escape(words)}</p>" for words in section.paragraphs]
-        if level == "h1" and picture is not None:
-            image = base64.b64encode(picture).decode("ascii")
-            body.append(
-                f'<img alt="payouts, credit and screening" src="data:image/png;base64,{image}">'
-            )
-        if section.table:
-            head, *rows = section.table
-            body.append("<table><thead>" + _row(head, "th") + "</thead><tbody>")
-            body += [_row(row, "td") for row in rows]
-            body.append("</tbody></table>")
-    title = html.escape(sections[0].heading)
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f"<style>{_LOOK}</style></head><body>\n" + "\n".join(body) + "\n</body></html>\n"
-    )
+    return render("statement.html", sections=sections, png=picture)
 
 
-_LOOK: Final = (
-    "body{font:16px/1.5 sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}"
-    "img{max-width:100%}table{border-collapse:collapse}"
-    "td,th{padding:.2rem .8rem .2rem 0;text-align:left;border-bottom:1px solid #e4e4e4}"
-)
+def checks(place: Sequence[str], head: str) -> list[tuple[str, str]]:
+    """What can be checked of a ledger, and the command that does.
 
-
-def _row(cells: Sequence[str], tag: str) -> str:
-    return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+    Args:
+        place: The arguments that name the ledger, such as ("heart", "--runs", "runs").
+        head: Hash of the last entry.
+    """
+    where = shlex.join(place)
+    return [
+        ("the whole ledger is sound", f"vcca-jax ledger verify {where} --head {head}"),
+        ("every payment follows", f"vcca-jax ledger replay {where}"),
+        ("every posting", f"vcca-jax ledger export {where} --format csv"),
+    ]

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,11 @@ from vcca_jax.ledger import Ledger, Verification
 from vcca_jax.plan import TraversalPlan, virtual_batches
 from vcca_jax.runs import epochs, measures
 from vcca_jax.runs.config import RunConfig, stored_config
+from vcca_jax.runs.environment import environment
 from vcca_jax.runs.figures import draw_figures
 from vcca_jax.runs.problem import Problem, make_problem
 from vcca_jax.runs.records import Record, read_records, write_json, write_records, write_text
+from vcca_jax.runs.sinks import Sink, scalars
 
 RECORDS = ("metrics", "agents", "game")
 
@@ -30,6 +32,7 @@ def run(
     folder: str | Path,
     *,
     progress: Callable[[int], None] = lambda epoch: None,
+    sinks: Sequence[Sink] = (),
 ) -> Record:
     """Run, or take up, the configured cooperative in a folder.
 
@@ -48,6 +51,9 @@ def run(
         config: see ``load_config``.
         folder: made if absent.
         progress: called with the number of epochs done, first with those found done.
+        sinks: told every epoch once its checkpoint is under way, and before that, once more, those
+            found done (see ``sinks``). The caller closes them; what they raise stops the run, which
+            can be taken up again.
 
     Returns:
         The content of results.json.
@@ -74,6 +80,7 @@ def run(
         donated=(0,),
     )
     shards = jax.device_put(problem.members.shards)
+    machine = environment()
 
     with (
         checkpoints(folder / "checkpoints") as saved,
@@ -88,6 +95,8 @@ def run(
         done, states, records = _take_up(folder, saved, ledger, states)
         if done == 0:
             records["metrics"] = measures.metric_records(problem, 0, evaluate(states), None)
+        for epoch in range(done + 1):
+            _tell(sinks, records, epoch)
         progress(done)
         for epoch in range(done + 1, config.training.epochs + 1):
             states, summary = train(states, shards, _plans(problem, config, epoch - 1))
@@ -101,7 +110,9 @@ def run(
                 _settle(config, ledger, epoch // config.settlement.epochs_per_period, records)
             for name in RECORDS:
                 write_records(folder / f"{name}.jsonl", records[name])
-            saved.save(epoch, states, {"head": ledger.head(), "config": config.digest()})
+            note = {"head": ledger.head(), "config": config.digest(), "environment": machine}
+            saved.save(epoch, states, note)
+            _tell(sinks, records, epoch)
             progress(epoch)
         verification = ledger.verify()
         payouts = measures.payout_records(ledger)
@@ -148,10 +159,9 @@ def verify_run(folder: str | Path, *, head: str | None = None) -> Verification:
     folder = Path(folder)
     config = stored_config(folder)
     heads = {head}
-    if (folder / "checkpoints").is_dir():
-        with checkpoints(folder / "checkpoints") as saved:
-            if saved.latest is not None:
-                heads.add(saved.note(saved.latest)["head"])
+    note = latest_note(folder)
+    if note is not None:
+        heads.add(note["head"])
     if (folder / "results.json").exists():
         heads.add(read_results(folder)["ledger_head"])
     with Ledger.open(
@@ -159,6 +169,19 @@ def verify_run(folder: str | Path, *, head: str | None = None) -> Verification:
     ) as ledger:
         # Each is a replay of the whole ledger; None is worth one only where nothing else is known.
         return [ledger.verify(head=known) for known in heads - {None} or {None}][-1]
+
+
+def latest_note(folder: str | Path) -> Record | None:
+    """Read what the latest checkpoint of a run notes beside the arrays, or None if there is none.
+
+    It holds the ledger's "head", the digest of the "config", and the "environment" that trained the
+    epoch (see ``environment``), which runs of earlier versions lack.
+    """
+    place = Path(folder) / "checkpoints"
+    if not place.is_dir():
+        return None
+    with checkpoints(place) as saved:
+        return None if saved.latest is None else saved.note(saved.latest)
 
 
 def replay_run(folder: str | Path, path: str | Path) -> list[str]:
@@ -229,6 +252,13 @@ def _take_up(
                 " file, or remove the folder to start anew"
             )
     return done, states, records
+
+
+def _tell(sinks: Sequence[Sink], records: dict[str, list[Record]], epoch: int) -> None:
+    if sinks:
+        told = scalars(records, epoch)
+        for sink in sinks:
+            sink.write(epoch, told)
 
 
 def _plans(problem: Problem, config: RunConfig, epoch: int) -> TraversalPlan:

@@ -8,6 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from vcca_jax.constraints import AngleCone, Constraint, Freeze, HalfSpace, MaxNorm
 from vcca_jax.runs.records import Record
 from vcca_jax.statements import money
 
@@ -90,3 +91,18 @@ def print_results(console: Console, results: Record, folder: Path) -> None:
         highlight=False,
         soft_wrap=True,
     )
+
+
+def constraint_cells(constraint: Constraint) -> tuple[str, str, str, str]:
+    """A constraint in words: its kind, of what, bound, price."""
+    if isinstance(constraint, HalfSpace):
+        price = "none" if constraint.price == float("inf") else f"{constraint.price:g}"
+        word = "rate" if constraint.kind == "preserve" else "margin"
+        return constraint.kind, constraint.value, f"{word} {constraint.margin:g}", price
+    if isinstance(constraint, MaxNorm):
+        return "max_norm", "the update", f"{constraint.limit:g}", ""
+    if isinstance(constraint, AngleCone):
+        return "within_angle", constraint.value, f"{constraint.degrees:g}°", ""
+    if isinstance(constraint, Freeze):
+        return "freeze", str(constraint.part), "", ""
+    return "trust_region", ", ".join(constraint.values), f"radius {constraint.radius:g}", ""
