@@ -19,7 +19,13 @@ from tests.round_examples import CAPACITY, ONE_OF_A_KIND, initial, members, roun
 from tests.round_examples import trainers as round_trainers
 from vcca_jax import baselines, share_rules, traversal
 from vcca_jax.admissibility import ScreenMethod
-from vcca_jax.conformance import check_estimator, check_screen, check_share_rule, check_trainer
+from vcca_jax.conformance import (
+    check_estimator,
+    check_screen,
+    check_share_rule,
+    check_trainer,
+    check_value_loss,
+)
 from vcca_jax.share_rules import RESERVE, ShareRule
 from vcca_jax.trainer import Trainer
 from vcca_jax.values import value_losses
@@ -295,6 +301,38 @@ def test_a_batch_that_shows_nothing_is_refused():
     batch = problem()[4][0]
     with pytest.raises(ValueError, match="three at least"):
         check_trainer(trainer, state, batch._replace(mask=np.zeros_like(batch.mask)))
+
+
+PARAMS = {"a": jnp.array([1.0, -2.0]), "b": jnp.array([[0.5]])}
+
+
+def test_a_value_loss_and_its_slope():
+    def size(params, context):
+        return context * optax.tree_utils.tree_norm(params, squared=True)
+
+    slope = check_value_loss(size, PARAMS, 0.5)
+    assert slope.loss == pytest.approx(0.5 * 5.25)
+    assert slope.norm == pytest.approx(np.sqrt(5.25))
+    assert slope.error < 1e-2
+    stopped = check_value_loss(lambda p, c: size(jax.lax.stop_gradient(p), 1.0) + p["a"][0], PARAMS)
+    assert stopped.error > 0.5
+    assert check_value_loss(lambda params, context: jnp.float32(3.0), PARAMS) == (3.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (lambda params: params["a"].sum(), "takes both"),
+        (lambda params, context: params["a"], "one floating-point number"),
+        (lambda params, context: params["a"].argmax(), "one floating-point number"),
+        (lambda params, context: jnp.log(params["a"]).sum(), "must be finite"),
+        (lambda params, context: jnp.sqrt(jnp.abs(params["a"] - 1)).sum(), "must be finite"),
+        (lambda p, context: p["a"].sum() * np.random.default_rng().uniform(), "pure JAX"),
+    ],
+)
+def test_what_cannot_stand_for_a_value_is_found_out(loss, message):
+    with pytest.raises(ValueError, match=message):
+        check_value_loss(loss, PARAMS)
 
 
 def test_a_model_is_checked_elsewhere():

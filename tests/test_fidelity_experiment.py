@@ -15,7 +15,7 @@ from scipy import stats
 
 import vcca_jax as vcca
 from experiments.fidelity import analysis, estimators, problems, tables, train
-from experiments.fidelity.config import AGENTS, FULL, SMOKE, told
+from experiments.fidelity.config import AGENTS, FULL, SMOKE, UPDATE_CHEATS, told
 
 pytestmark = pytest.mark.slow  # many small programs to compile
 
@@ -268,6 +268,80 @@ def test_kept_scores_are_those_of_the_kept_games():
                 assert ours[field] is None, field
             else:
                 assert ours[field] == pytest.approx(theirs[field], rel=1e-4, abs=1e-4), field
+
+
+@pytest.fixture(scope="module")
+def cheated(tmp_path_factory) -> tuple[Path, dict]:
+    """The folder of a tiny run of the cheats in updates alone, and its only cell."""
+    out = tmp_path_factory.mktemp("update_cheats")
+    train.run(SMOKE._replace(scenarios=(UPDATE_CHEATS,), seeds=1, axiom_seeds=0), out)
+    return out, json.loads((out / "cells" / "digits_update_cheats_0.json").read_text())
+
+
+def test_worths_of_cheats_in_updates_are_those_of_a_run_by_hand(cheated):
+    """Who sends what is written out agent by agent, with the random rider's own draws."""
+    model = problems.model_of(TASK, 64)
+    rows = problems.game(TASK, model, UPDATE_CHEATS, 0).arrays
+    train_rows = problems.pool(TASK, 0).train
+    of_class = np.flatnonzero(train_rows.targets == problems.PROTECTED_CLASS)
+    chosen = np.resize(of_class, problems.PROTECTED_ROWS)
+    broken = jnp.asarray(train_rows.inputs[chosen]), jnp.asarray(train_rows.targets[chosen])
+    norm = optax.tree_utils.tree_norm
+
+    def sent(params, batch, t):
+        def gradient(agent):
+            each = (batch.owners == agent) * batch.mask / batch.mask.sum()
+            return jax.grad(
+                lambda p: jnp.sum(each * model.loss_fn(p, batch.inputs, batch.targets))
+            )(params)
+
+        updates = [gradient(agent) for agent in range(AGENTS)]
+        visited = [jnp.any((batch.owners == agent) & batch.mask) for agent in range(AGENTS)]
+        zero, random, breaker = problems.ZERO, problems.RANDOM, problems.BREAKER
+        updates[zero] = jax.tree.map(jnp.zeros_like, params)
+        leaves, tree = jax.tree.flatten(params)
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), t), random)
+        keys = jax.random.split(key, len(leaves))
+        drawn = [jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)]
+        length = visited[random] * norm(updates[random]) / norm(drawn)
+        updates[random] = jax.tree.unflatten(tree, [length * each for each in drawn])
+        uphill = jax.grad(lambda p: model.loss_fn(p, *broken).mean())(params)
+        push = visited[breaker] * norm(updates[breaker]) / norm(uphill)
+        updates[breaker] = jax.tree.map(lambda g, d: g - push * d, updates[breaker], uphill)
+        return jax.tree.map(lambda *parts: jnp.stack(parts), *updates)
+
+    @jax.jit
+    def trained(weights):
+        params, state = rows.start, model.optimizer.init(rows.start)
+        for t in range(TASK.steps):
+            batch = jax.tree.map(lambda leaf, t=t: leaf[t], rows.batches)
+            whole = jax.tree.map(
+                lambda leaf: jnp.tensordot(weights, leaf, 1), sent(params, batch, t)
+            )
+            updates, state = model.optimizer.update(whole, state, params)
+            params = optax.apply_updates(params, updates)
+        return [-model.loss_fn(params, *held).mean() for held in (rows.validation, rows.test)]
+
+    _, cell = cheated
+    for code in (0, 0b11000110, 0b01111111, 2**AGENTS - 1):
+        weights = jnp.asarray((code >> np.arange(AGENTS)) & 1, jnp.float32)
+        found = [cell[held][code] for held in ("validation", "test")]
+        np.testing.assert_allclose(found, [float(v) for v in trained(weights)], atol=5e-6)
+
+
+def test_who_sends_nothing_is_worth_nothing_and_who_sends_something_else_is_not(cheated):
+    out, cell = cheated
+    table = np.array(cell["validation"])
+    without = np.flatnonzero((np.arange(len(table)) >> problems.ZERO) & 1 == 0)
+    assert (table[without | 1 << problems.ZERO] == table[without]).all()
+    exact = {"Shapley", "leave-one-out", "Banzhaf", "permutation, 8 orders"}
+    for name in exact | set(SMOKE.programs or ()):
+        assert cell["credits"][name][problems.ZERO] == 0, name
+        assert cell["credits"][name][problems.RANDOM] != 0, name
+        assert cell["credits"][name][problems.BREAKER] != 0, name
+    assert cell["bad"] == [problems.ZERO, problems.RANDOM, problems.BREAKER]
+    title = "Cheats in updates"
+    assert f"## {title}" in (out / "results" / "tables.md").read_text(encoding="utf-8")
 
 
 def test_estimators_of_a_table_are_the_librarys(cell):

@@ -20,7 +20,8 @@ from tests.screens import (
     twin,
     unflatten,
 )
-from vcca_jax.contribution import exact_shapley, leave_one_out
+from vcca_jax import corruption
+from vcca_jax.contribution import exact_shapley, influence, leave_one_out
 from vcca_jax.gradients import agent_gradients
 from vcca_jax.screening import screen
 from vcca_jax.utility import one_step_utility, training_utility
@@ -311,6 +312,67 @@ def test_a_run_equals_retraining_without_the_agents_left_out(scope):
         expected = [train_by_hand(batches, profiles, theta, each, scope) for each in several]
         np.testing.assert_allclose(told, expected, rtol=1e-11)
         assert len(set(np.round(told, 6))) > 4
+
+
+SENT_SCALE = np.array([1.0, 0.0, -0.5, 1.0, 1.0])  # agent 1 sends nothing
+SENT_PUSH = np.array([0.0, 0.0, 0.3, 0.0, 0.7])  # along the parameters, more at each step
+
+
+def sent_updates(gradients, params, t):
+    """h_i = s_i g_i - (1 + t) c_i theta."""
+    scaled = corruption.scaled_updates(gradients, jnp.asarray(SENT_SCALE))
+    return corruption.updates_toward(scaled, params, (1 + t) * jnp.asarray(SENT_PUSH))
+
+
+@functools.cache
+def changed_run(segments):
+    batches = jax.tree.map(
+        lambda *leaves: np.stack(leaves), *(case(seed).batch for seed in range(5))
+    )
+
+    @jax.jit
+    def run(weights):
+        utility = training_utility(
+            curved_loss,
+            case(0).params,
+            OPTIMIZERS["momentum"],
+            batches,
+            validation_loss,
+            segments=segments,
+            changed=sent_updates,
+        )
+        return utility(weights), influence(utility, weights), leave_one_out(utility, weights)
+
+    return run
+
+
+@pytest.mark.parametrize("segments", [1, 2])
+def test_a_run_on_changed_gradients_equals_the_loop_by_hand(segments):
+    """Two segments of three steps for five batches: steps are counted over the whole run."""
+    with jax.enable_x64(True):
+        batches = [case(seed).batch for seed in range(5)]
+
+        def by_hand(weights):
+            theta, memory = flatten(case(0).params), np.zeros(WIDTH)
+            for t, batch in enumerate(batches):
+                slopes = 1 / (1 + np.exp(-(batch.inputs @ theta)))
+                stack, present = gradients_of(batch._replace(inputs=slopes[:, None] * batch.inputs))
+                pushes = (1 + t) * SENT_PUSH * present
+                stack = SENT_SCALE[:, None] * stack - pushes[:, None] * theta
+                memory = 0.9 * memory + weights @ stack
+                theta = theta - RATE * memory
+            return -validation_by_hand(theta)
+
+        for weights in coalitions(6):
+            told, credits, removed = changed_run(segments)(weights)
+            np.testing.assert_allclose(told, by_hand(weights), rtol=1e-11)
+            steps = 1e-5 * np.eye(AGENTS)
+            rises = [by_hand(weights + each) - by_hand(weights - each) for each in steps]
+            differences = np.array(rises) / 2e-5
+            np.testing.assert_allclose(credits, weights * differences, rtol=1e-6, atol=1e-7)
+            assert credits[1] == 0
+            assert removed[1] == 0
+            assert (np.abs(removed) > 1e-4).sum() == (weights[[0, 2, 4]] > 0).sum()
 
 
 def test_a_screen_without_what_it_needs_is_refused():

@@ -171,6 +171,7 @@ def training_utility(
     context: Any = None,
     method: Method = "linearized",
     segments: int | None = None,
+    changed: Callable[[AgentGradients, Params, jax.Array], AgentGradients] | None = None,
 ) -> Utility:
     """The worth of a whole run: v(w) = -L_val(theta_T(w)), theta_T(w) the weighted training scan.
 
@@ -202,6 +203,10 @@ def training_utility(
         segments: S, 1..T; 1 keeps every state, the fastest where memory allows. By default about
             sqrt(T), and 1 for a run of at most 16 steps. Where L does not divide T, the last
             segment ends with empty batches.
+        changed: ``changed(gradients, params, t) -> gradients``, what the agents send at step t
+            (scalar int32, counted from 0) in place of (g_1, ..., g_A), such as a corruption of
+            updates: theta_{t+1} = theta_t (+) opt(sum_i w_i h_i), h = changed(g, theta_t, t). Fold
+            t into a key, or every step draws the same. It comes before the screen.
 
     Raises:
         ValueError: a screen without values or profiles, or ``segments`` outside 1..T.
@@ -220,6 +225,8 @@ def training_utility(
             batch = jax.tree.map(lambda leaf: leaf[jnp.minimum(t, steps - 1)], batches)
             batch = batch._replace(mask=batch.mask & (t < steps))
             gradients = agent_gradients(loss_fn, at, batch, method=method)
+            if changed is not None:
+                gradients = changed(gradients, at, t.astype(jnp.int32))
             rows = None if values is None else values.gradients(at, context)[1]
             if screen is None or rows is None or profiles is None:
                 direction = gradients.sum(weights)

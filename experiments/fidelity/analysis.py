@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from experiments.fidelity.config import AGENTS
+from experiments.fidelity.config import AGENTS, UPDATE_CHEATS
 from experiments.fidelity.estimators import RETRAINED, RUN, family
+from experiments.fidelity.problems import BREAKER, RANDOM, ZERO
 from vcca_jax.runs.records import Record
 
 TRUTHS = ("shapley", "left_out", "shapley_test", "left_out_test")
@@ -24,6 +25,9 @@ DRAWN = (
     "size",
 )
 """The estimators whose removal curves are kept and drawn."""
+
+CHEATS = {"zero_share": ZERO, "random_share": RANDOM, "breaker_share": BREAKER}
+"""Fields of a record of ``update cheats``: credit over the gain, of who cheats in which way."""
 
 HALVED, REST, TWINS, NOBODY = 4, 7, (5, 6), 7
 """The agents of the axioms' games; ``REST`` is the half of ``HALVED`` in the second game."""
@@ -121,6 +125,9 @@ def score_records(cell: Record) -> list[Record]:
             if not finite or family(name) == "baseline"
             else float((gain - scores.sum()) / gain)
         )
+        for field, agent in CHEATS.items():
+            told = finite and cell["scenario"] == UPDATE_CHEATS and family(name) != "baseline"
+            record[field] = float(scores[agent] / gain) if told else None
         record["auc"] = None if cell["bad"] is None else auc(scores, cell["bad"])
         worst, best = (removal(scores, test, best_first=b) for b in (False, True))
         flat = np.ptp(scores) == 0

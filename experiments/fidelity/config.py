@@ -7,7 +7,8 @@ from experiments.pages import plain
 AGENTS = 8
 """So few that all 256 coalitions are retrained; the roles of ``cheats`` need exactly these."""
 
-SCENARIOS = ("label noise", "sizes", "cheats")
+UPDATE_CHEATS = "update cheats"
+SCENARIOS = ("label noise", "sizes", "cheats", UPDATE_CHEATS)
 
 
 class Task(NamedTuple):

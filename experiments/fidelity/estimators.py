@@ -11,7 +11,7 @@ import optax
 
 import vcca_jax as vcca
 from experiments.fidelity.config import AGENTS, Config
-from experiments.fidelity.problems import Arrays, Model, Rows
+from experiments.fidelity.problems import Arrays, Model, Rows, sent
 from vcca_jax import contribution
 
 Program = Callable[[Arrays], Any]
@@ -36,6 +36,9 @@ def programs(model: Model, config: Config) -> dict[str, Program]:
     def mean_loss(params: Any, rows: Rows) -> jax.Array:
         return loss_fn(params, rows.inputs, rows.targets).mean()
 
+    def changed(arrays: Arrays) -> Any:
+        return None if arrays.cheating is None else partial(sent, loss_fn, arrays.cheating)
+
     def worth(arrays: Arrays) -> contribution.Utility:
         return vcca.training_utility(
             loss_fn,
@@ -43,6 +46,7 @@ def programs(model: Model, config: Config) -> dict[str, Program]:
             optimizer,
             arrays.batches,
             lambda params: mean_loss(params, arrays.validation),
+            changed=changed(arrays),
         )
 
     def retrained(arrays: Arrays) -> jax.Array:
@@ -55,6 +59,7 @@ def programs(model: Model, config: Config) -> dict[str, Program]:
             lambda params: jnp.stack(
                 [mean_loss(params, arrays.validation), mean_loss(params, arrays.test)]
             ),
+            changed=changed(arrays),
         )
         members = contribution.all_coalitions(AGENTS).astype(jnp.float32)
         return jax.lax.map(both, members, batch_size=config.chunk)
@@ -63,9 +68,13 @@ def programs(model: Model, config: Config) -> dict[str, Program]:
         """The sum over the run of each step's credit, of the run that is made anyway."""
 
         def program(arrays: Arrays) -> jax.Array:
-            def step(carried: Any, batch: Any) -> tuple[Any, None]:
-                params, state, total = carried
+            cheat = changed(arrays)
+
+            def step(carried: Any, at: tuple[jax.Array, Any]) -> tuple[Any, None]:
+                (params, state, total), (t, batch) = carried, at
                 gradients = vcca.agent_gradients(loss_fn, params, batch)
+                if cheat is not None:
+                    gradients = cheat(gradients, params, t)
                 utility = vcca.one_step_utility(
                     params,
                     state,
@@ -78,7 +87,8 @@ def programs(model: Model, config: Config) -> dict[str, Program]:
                 return (optax.apply_updates(params, updates), state, total + credits), None
 
             start = arrays.start, optimizer.init(arrays.start), jnp.zeros(AGENTS)
-            return jax.lax.scan(step, start, arrays.batches)[0][2]
+            times = jnp.arange(arrays.batches.mask.shape[0])
+            return jax.lax.scan(step, start, (times, arrays.batches))[0][2]
 
         return program
 

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 import vcca_jax as vcca
-from experiments.fidelity.config import AGENTS, Task
+from experiments.fidelity.config import AGENTS, UPDATE_CHEATS, Task
 from vcca_jax import corruption, datasets
 from vcca_jax.trainer import ExampleLoss
 
@@ -35,6 +35,22 @@ ROLES = (
 SHARES = (1.6, 1.0, 0.5, 1.0, 1.0, 1.0, 1.0, 1.0)
 REPLICA, COPIED = 3, 1
 
+UPDATE_ROLES = (
+    "honest, large",
+    "honest",
+    "honest, small",
+    "honest, tiny",
+    "half of the labels wrong",
+    "zero updates",
+    "random updates",
+    "updates against a value",
+)
+"""Of the agents of ``update cheats``; the last three cheat in what they send, not in their rows."""
+
+UPDATE_SHARES = (1.6, 1.0, 0.5, 0.25, 1.0, 1.0, 1.0, 1.0)
+ZERO, RANDOM, BREAKER = 5, 6, 7
+PROTECTED_CLASS, PROTECTED_ROWS = 1, 24
+
 
 class Rows(NamedTuple):
     """Inputs [n, F] and targets [n] in 0, 1, ..."""
@@ -51,6 +67,18 @@ class Pool(NamedTuple):
     test: Rows
 
 
+class Cheating(NamedTuple):
+    """What the cheats of ``update cheats`` send by.
+
+    Attributes:
+        key: of the random updates; step t folds t in.
+        protected: rows of the value that is broken, of the training pool.
+    """
+
+    key: jax.Array
+    protected: Rows
+
+
 class Arrays(NamedTuple):
     """What a compiled program is given.
 
@@ -59,12 +87,14 @@ class Arrays(NamedTuple):
         batches: the run's virtual batches, a leading [T].
         validation: rows of the utility.
         test: rows of the second truth.
+        cheating: None where everyone sends its gradient.
     """
 
     start: Any
     batches: vcca.VirtualBatch
     validation: Rows
     test: Rows
+    cheating: Cheating | None = None
 
 
 class Game(NamedTuple):
@@ -166,7 +196,8 @@ def dealt(rows: Rows, scenario: str, classes: int, seed: int) -> tuple[Dealt, An
     Args:
         rows: of training, shuffled.
         scenario: "label noise": agent i of A has a share i / (A - 1) of 90 % of its labels wrong;
-            "sizes": in proportion to 1, ..., A; "cheats": see ``ROLES``.
+            "sizes": in proportion to 1, ..., A; "cheats": see ``ROLES``; "update cheats": see
+            ``UPDATE_ROLES``.
         classes: of the targets.
         seed: of the corruptions.
     """
@@ -180,6 +211,10 @@ def dealt(rows: Rows, scenario: str, classes: int, seed: int) -> tuple[Dealt, An
         return flipped, tuple(range(AGENTS // 2, AGENTS))
     if scenario == "sizes":
         return cut(rows, tuple(float(i + 1) for i in range(AGENTS))), None
+    if scenario == UPDATE_CHEATS:
+        shards = cut(rows, UPDATE_SHARES)
+        shards[4] = corruption.flip_labels(shards[4], classes=classes, fraction=0.5, seed=seed)
+        return shards, (ZERO, RANDOM, BREAKER)
     if scenario != "cheats":
         raise ValueError(f"scenario={scenario!r} is none of this experiment")
     shards = cut(rows, SHARES)
@@ -203,7 +238,48 @@ def game(task: Task, model: Model, scenario: str, seed: int) -> Game:
     """One scenario and seed; T steps of as many epochs as they need."""
     rows = pool(task, seed)
     shards, bad = dealt(rows.train, scenario, CLASSES[task.data], seed)
-    return _game(task, model, rows, shards, bad, seed)
+    played = _game(task, model, rows, shards, bad, seed)
+    if scenario != UPDATE_CHEATS:
+        return played
+    # Of one shape in every seed: where a class has fewer rows they come again.
+    chosen = np.resize(np.flatnonzero(rows.train.targets == PROTECTED_CLASS), PROTECTED_ROWS)
+    protected = Rows(*(jnp.asarray(part[chosen]) for part in rows.train))
+    cheating = Cheating(jax.random.key(seed), protected)
+    return played._replace(arrays=played.arrays._replace(cheating=cheating))
+
+
+def sent(
+    loss_fn: ExampleLoss,
+    cheating: Cheating,
+    gradients: vcca.AgentGradients,
+    params: Any,
+    step: jax.Array,
+) -> vcca.AgentGradients:
+    """What the agents of ``update cheats`` send in place of their gradients.
+
+    Nothing; a random direction of the length of the gradient that its rows would have given; and
+    a gradient with a push of the same length against a value, the mean loss of one class.
+    """
+
+    def length(tree: Any) -> jax.Array:
+        square = optax.tree_utils.tree_norm(tree, squared=True)
+        # The root of 0 has no derivative, and an agent that is not visited has no gradient.
+        return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
+
+    def own(agent: int) -> jax.Array:
+        return length(gradients.sum(jnp.zeros(AGENTS).at[agent].set(1.0)))
+
+    against = jax.grad(lambda at: loss_fn(at, *cheating.protected).mean())(params)
+    agents = jnp.arange(AGENTS)
+    strength = own(BREAKER) / jnp.maximum(length(against), 1e-30)
+    honest = corruption.scaled_updates(gradients, jnp.where(agents == ZERO, 0.0, 1.0))
+    pushed = corruption.updates_toward(honest, against, jnp.where(agents == BREAKER, strength, 0.0))
+    return corruption.random_updates(
+        pushed,
+        agents == RANDOM,
+        norm=own(RANDOM),
+        key=jax.random.fold_in(cheating.key, step),
+    )
 
 
 def axiom_games(task: Task, model: Model, seed: int) -> tuple[Game, Game]:

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.fidelity.config import FULL
+from experiments.fidelity.analysis import CHEATS
+from experiments.fidelity.config import FULL, UPDATE_CHEATS
 from experiments.fidelity.estimators import FAMILIES, family
 from experiments.pages import Records, distinct, fill_page, read, table, write_page
 from vcca_jax.runs.records import Record
@@ -158,6 +159,43 @@ def summary_table(scores: Records) -> str:
     return table(head, rows)
 
 
+def share(found: Sequence[float]) -> str:
+    """The median of credits over gains, with the least and the greatest: their tails are long."""
+    if not found:
+        return "–"
+    if not any(found):
+        return "0"
+    ends = [
+        f"{number:.1e}".replace("e+0", "e").replace("e+", "e")
+        if abs(number) >= 1000
+        else f"{number:.2g}"
+        if abs(number) < 1
+        else f"{number:.0f}"
+        for number in (np.median(found), min(found), max(found))
+    ]
+    return f"{ends[0]} ({ends[1]} to {ends[2]})".replace("-", "−")
+
+
+def cheats_table(scores: Records) -> str:
+    """The cheats that act on updates: nearness, finding them, and what each is credited."""
+    adam = [name for name, task in FULL.tasks.items() if task.adam]
+    scores = [record for record in scores if record["scenario"] == UPDATE_CHEATS]
+    rows = []
+    for name in ordered(scores):
+        every = [record for record in scores if record["estimator"] == name]
+        kinds = [[r for r in every if (r["data"] in adam) == which] for which in (False, True)]
+        fields = ("spearman_shapley", "spearman_left_out", "auc")
+        cells = [shown(numbers(own, field)) for field in fields for own in kinds]
+        cells += [share(numbers(own, field)) for field in CHEATS for own in kinds]
+        rows.append([name, *cells])
+    words = ("Shapley", "leave-one-out", "AUC")
+    head = ["estimator", *(f"{word}, {how}" for word in words for how in ("SGD", "Adam"))]
+    head += [
+        f"{w} updates, {how}" for w in ("zero", "random", "breaking") for how in ("SGD", "Adam")
+    ]
+    return table(head, rows)
+
+
 def test_table(scores: Records) -> str:
     """How far validation itself is off: its exact values against the test rows' own."""
     rows = []
@@ -199,7 +237,10 @@ def axiom_table(axioms: Records) -> str:
 def parts(results: Path) -> dict[str, str]:
     """All tables by their titles."""
     scores, axioms = read(results, "scores"), read(results, "axioms")
-    found = {"Nearness and cost": cost_table(scores), "By optimizer": summary_table(scores)}
+    pooled = [record for record in scores if record["scenario"] != UPDATE_CHEATS]
+    found = {"Nearness and cost": cost_table(pooled), "By optimizer": summary_table(pooled)}
+    if len(pooled) < len(scores):
+        found["Cheats in updates"] = cheats_table(scores)
     for title, field in (
         ("Spearman to Shapley", "spearman_shapley"),
         ("Spearman to leave-one-out", "spearman_left_out"),

@@ -60,7 +60,8 @@ def check_trainer(trainer: Trainer, state: Any, batch: VirtualBatch | Round) -> 
             " vmap; make step a pure JAX function, with all that it remembers in the state"
         )
     empty = _with_mask(batch, jnp.zeros_like(batch.mask))
-    if (gap := apart(state, step(state, empty)[0])) > 0:
+    # At the first state what is remembered may be nothing yet, so that the next one is asked.
+    if (gap := apart(after, step(after, empty)[0])) > 0:
         raise ValueError(
             f"a batch without a live sample changed the state by {gap:.3g} of the largest number;"
             " return where_live(batch, new, old)"
