@@ -77,9 +77,10 @@ docs: $(READY) ## build the documentation into build/docs, warnings as errors
 
 benchmarks: data ## measure the speed claims side by side
 	for name in traversal one_pass cuts federated projection conic screening samplers trajectory \
-	  credit limits latency scale precision ledger; do \
+	  credit limits latency scale precision ledger refresh roofline in_run authors; do \
 	  $(BIN)/python -m experiments.benchmarks.$$name \
 	    --out experiments/benchmarks/results/$$name.json || exit 1; done
+	$(BIN)/python -m experiments.benchmarks.page
 
 clean: ## remove the virtual environment and every cache
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build dist

@@ -1,10 +1,12 @@
 """Timing side by side: every candidate once a round, so a busy machine slows all alike."""
 
 import argparse
+import functools
 import json
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from experiments.benchmarks.headlines import regressions, told, values
 from vcca_jax.trainer import Trainer
 
 
@@ -84,8 +87,26 @@ def stepper(trainer: Trainer, params: Any, batch: Any) -> tuple[Callable[[], Any
     return call, memory.temp_size_in_bytes
 
 
+@functools.cache
+def _before(path: Path) -> dict[str, float]:
+    """Headlines of the run that a file holds when it is first asked for, before one writes it."""
+    try:
+        return values(path.stem, json.loads(path.read_text()))
+    except (OSError, ValueError):
+        return {}
+
+
 def keep(path: Path | None, **content: Any) -> None:
-    """Write what was measured, with the machine it was measured on, if a path is given."""
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"machine": machine(), **content}, indent=2) + "\n")
+    """Write what was measured, with the machine it was measured on, if a path is given.
+
+    What the file there has for headlines is kept beside them, as "before", and those that got worse
+    are told on standard error; nothing fails.
+    """
+    if path is None:
+        return
+    before = _before(path)
+    for worse in regressions(path.stem, before, values(path.stem, content)):
+        print(f"worse than before: {told(worse)}", file=sys.stderr)
+    kept = {"machine": machine(), **({"before": before} if before else {}), **content}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(kept, indent=2) + "\n")
