@@ -61,6 +61,23 @@ def test_two_processes_keep_the_ledger_of_one(alone, tmp_path):
 
 
 @pytest.mark.slow
+def test_two_processes_keep_the_ledger_of_one_in_one_pass(alone, tmp_path):
+    form = ("--form", "one_pass")
+    status, printed, one = run(tmp_path / "one", "--processes", "1", "--devices", "1", *form)
+    assert status == 0, printed
+    status, printed, two = run(tmp_path / "two", "--processes", "2", "--devices", "4", *form)
+    assert status == 0, printed
+    assert (two["devices"], two["form"]) == (8, "one_pass")
+    assert two["ledger_head"] == one["ledger_head"]
+    assert two["credits"] == one["credits"]
+    # The other form rounds otherwise, and says the same.
+    assert one["ledger_head"] != alone["ledger_head"]
+    largest = max(map(abs, alone["credits"].values()))
+    for name, credit in alone["credits"].items():
+        assert abs(one["credits"][name] - credit) < 1e-5 * largest
+
+
+@pytest.mark.slow
 def test_a_lost_process_ends_the_others_and_the_run_goes_on_elsewhere(alone, tmp_path):
     status, printed, results = run(tmp_path, "--processes", "2", "--devices", "1", "--fail", "1:1")
     assert status == 1

@@ -14,6 +14,7 @@ import vcca_jax as vcca
 from vcca_jax import streaming
 from vcca_jax.gradients import agent_gradients
 from vcca_jax.noise import Keyed
+from vcca_jax.operators import inner_products
 from vcca_jax.plan import TraversalPlan
 from vcca_jax.sharded_batch import shard_cooperative, sharded_gather, sharded_plan
 from vcca_jax.sharding import (
@@ -28,6 +29,8 @@ from vcca_jax.sharding import (
 # are even, so that parameters divide in two.
 FEATURES, CLASSES, AGENTS, BATCH, BLOCK = 37, 14, 16, 40, 11
 BLOCKS = 16
+PAIRS = "one_pass, pairs"
+"""The one pass in the form in which layers show held-out rows; with credit by sample, too."""
 TRACES = Counter()
 """How often each program was traced."""
 
@@ -61,18 +64,24 @@ def initial():
     }
 
 
-def trainer_of(loss, group):
+def trainer_of(loss, group, method="linearized"):
     values = vcca.value_losses({"a": group(*shard(100, 19)), "b": group(*shard(101, 23))})
     worth = group(*shard(102, 29))
+    one_pass = method != "linearized"
     profiles = vcca.value_profiles(
         values.names, [[vcca.protect("a")], [vcca.forbid("b")]] * (AGENTS // 2)
     )
     trainer = vcca.cooperate(
         loss,
         optax.sgd(0.2),
-        lambda params: worth(params, None),
+        worth if one_pass else lambda params: worth(params, None),
         values,
-        estimator=functools.partial(vcca.aumann_shapley, nodes=2),
+        screen=vcca.screen("project", measure_norms=method == "one_pass"),
+        estimator=vcca.first_order
+        if method == PAIRS
+        else functools.partial(vcca.aumann_shapley, nodes=2),
+        method=vcca.OnePass(form="pairs") if method == PAIRS else method,
+        credit_examples=method == PAIRS,
     )
     return vcca.Trainer(functools.partial(trainer.init, profiles=profiles), trainer.step)
 
@@ -86,21 +95,22 @@ def epoch_of(own):
 
 
 @functools.cache
-def plainly():
-    trainer = trainer_of(loss_fn, functools.partial(vcca.group_loss, loss_fn))
+def plainly(method="linearized"):
+    trainer = trainer_of(loss_fn, functools.partial(vcca.group_loss, loss_fn), method)
     step, state, own = jax.jit(trainer.step), trainer.init(initial()), members()
     for at in steps_of(epoch_of(own)):
-        state, _ = step(state, vcca.gather(own.shards, at))
-    return jax.device_get((state.params, state.credits))
+        state, info = step(state, vcca.gather(own.shards, at))
+    return jax.device_get((state.params, state.credits, info, at))
 
 
 @functools.cache
-def program(devices, shards, blocks):
+def program(devices, shards, blocks, method="linearized"):
     mesh = agent_mesh(jax.devices()[:devices], parameter_shards=shards)
     trainer = sharded(
         trainer_of(
             sharded_loss(loss_fn, mesh, blocks=blocks),
             lambda inputs, targets: spread_loss(loss_fn, inputs, targets, mesh, blocks=blocks),
+            method,
         ),
         mesh,
         smallest=1,
@@ -108,21 +118,26 @@ def program(devices, shards, blocks):
     )
 
     def step(state, held, at):
-        TRACES[devices, shards, blocks] += 1
+        TRACES[devices, shards, blocks, method] += 1
         return trainer.step(state, sharded_gather(held, at, mesh))
 
     return mesh, trainer, jax.jit(step)
 
 
 @functools.cache
-def spread_over(devices, shards=1, blocks=None):
-    mesh, trainer, step = program(devices, shards, blocks)
+def run_over(devices, shards=1, blocks=None, method="linearized"):
+    """The last state, what the last step told, and its plan."""
+    mesh, trainer, step = program(devices, shards, blocks, method)
     own = shard_cooperative(members(), mesh)
     plan = sharded_plan(epoch_of(own), own, blocks or 8, block_capacity=BLOCK)
     state = jax.jit(trainer.init)(initial())
     for at in steps_of(plan):
-        state, _ = step(state, own.shards, at)
-    return state
+        state, info = step(state, own.shards, at)
+    return state, info, at
+
+
+def spread_over(*arguments):
+    return run_over(*arguments)[0]
 
 
 def leaks(compiled):
@@ -138,8 +153,8 @@ def leaks(compiled):
     return found
 
 
-def assert_alike(state):
-    params, credits = plainly()
+def assert_alike(state, method="linearized"):
+    params, credits, _, _ = plainly(method)
     largest = np.abs(credits).max()
     np.testing.assert_allclose(state.credits, credits, rtol=0, atol=1e-6 * largest)
     for name, leaf in params.items():
@@ -175,20 +190,114 @@ def test_sums_in_a_fixed_order_give_the_same_bits():
         np.testing.assert_array_equal(left, right)
 
 
+def by_sample(at, numbers):
+    """A number a sample, by its owner and row."""
+    told = {}
+    for owner, row, live, number in zip(at.owners, at.rows, at.mask, numbers, strict=True):
+        if live:
+            told[int(owner), int(row)] = float(number)
+    return told
+
+
+def test_one_pass_over_devices_is_the_pass_on_one():
+    """Credit by agent and by sample, and parameters, in the form that shows held-out rows."""
+    state, info, at = run_over(8, 1, None, PAIRS)
+    _, _, plain, plain_at = plainly(PAIRS)
+    assert_alike(state, PAIRS)
+    np.testing.assert_allclose(info.value_losses, plain.value_losses, rtol=1e-5)
+    ours = by_sample(at, info.example_credits)
+    theirs = by_sample(plain_at, plain.example_credits)
+    assert ours.keys() == theirs.keys()
+    largest = max(map(abs, theirs.values()))
+    assert largest > 1e-4
+    for sample, credit in theirs.items():
+        assert abs(ours[sample] - credit) < 1e-6 * largest
+
+
+def test_in_one_pass_what_crosses_is_held_out():
+    mesh, trainer, step = program(8, 1, None, PAIRS)
+    own = shard_cooperative(members(), mesh)
+    at = steps_of(sharded_plan(epoch_of(own), own, 8, block_capacity=BLOCK))[0]
+    compiled = step.lower(jax.jit(trainer.init)(initial()), own.shards, at).compile()
+    # Three groups of 24, 24 and 32 rows with their filling; a device's samples come in elevens.
+    rows = {np.prod([int(n) for n in shape.split(",")]) // FEATURES for shape in leaks(compiled)}
+    assert rows <= {24 + 24 + 32, (24 + 24 + 32) // 8}
+    assert rows
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 2, 4, 8])
+def test_one_pass_on_any_number_of_devices(devices):
+    state = spread_over(devices, 1, None, "one_pass")
+    assert_alike(state)
+    np.testing.assert_allclose(
+        run_over(devices, 1, None, "one_pass")[1].report.norm,
+        plainly("one_pass")[2].report.norm,
+        rtol=1e-5,
+    )
+
+
+@pytest.mark.slow
+def test_one_pass_with_parameters_over_the_second_axis():
+    assert_alike(spread_over(8, 2, None, "one_pass"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["one_pass", PAIRS])
+def test_one_pass_in_a_fixed_order_gives_the_same_bits(method):
+    alone = run_over(1, 1, BLOCKS, method)[:2]
+    assert_alike(alone[0], method)
+    for devices, shards in ((2, 1), (4, 1), (8, 1), (8, 2)):
+        spread = run_over(devices, shards, BLOCKS, method)[:2]
+        for left, right in zip(
+            jax.tree.leaves((alone[0]._replace(key=()), alone[1])),
+            jax.tree.leaves((spread[0]._replace(key=()), spread[1])),
+            strict=True,
+        ):
+            np.testing.assert_array_equal(left, right)
+
+
+@pytest.mark.slow
+def test_noise_in_one_pass_is_that_of_the_sample():
+    """Keys travel with training samples; held-out ones have none, and are met on their own."""
+    mesh, _, _ = program(8, 1, None, "linearized")
+    own = members()
+    at = steps_of(epoch_of(own))[0]
+    at_blocks = steps_of(sharded_plan(epoch_of(own), own, 8, block_capacity=BLOCK))[0]
+
+    def told(loss, group, batch):
+        batch = batch.keyed(jax.random.key(7))
+        seen = vcca.shared_pass(loss, initial(), batch, [group(*shard(100, 19))])
+        return seen.gradients.sum(), inner_products(seen.gradients, seen.rows)
+
+    held = shard_cooperative(own, mesh).shards
+    spread = jax.jit(
+        lambda held, at: told(
+            sharded_loss(loss_fn, mesh),
+            lambda inputs, targets: spread_loss(loss_fn, inputs, targets, mesh),
+            sharded_gather(held, at, mesh),
+        )
+    )(held, at_blocks)
+    group = functools.partial(vcca.group_loss, loss_fn)
+    plain = jax.jit(functools.partial(told, loss_fn, group))(vcca.gather(own.shards, at))
+    for left, right in zip(jax.tree.leaves(spread), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-7)
+
+
 def test_joining_and_leaving_never_recompile():
-    mesh, trainer, step = program(8, 1, None)
+    mesh, trainer, step = program(8, 1, None, "linearized")
     spread_over(8)
-    assert TRACES[8, 1, None] == 1
+    assert TRACES[8, 1, None, "linearized"] == 1
     changed = vcca.join(vcca.leave(members(), "agent 0"), "late", shard(50, 6))
     own = shard_cooperative(changed, mesh)
     plan = sharded_plan(epoch_of(own), own, 8, block_capacity=BLOCK)
     _, info = step(jax.jit(trainer.init)(initial()), own.shards, steps_of(plan)[0])
     assert np.isfinite(info.credits).all()
-    assert TRACES[8, 1, None] == 1
+    assert TRACES[8, 1, None, "linearized"] == 1
 
 
 def test_every_device_holds_its_own_agents_and_no_sample_leaves():
-    mesh, trainer, step = program(8, 1, None)
+    mesh, trainer, step = program(8, 1, None, "linearized")
     own = members()
     spread = shard_cooperative(own, mesh)
     for place, device in enumerate(mesh.devices.flat):
@@ -202,7 +311,7 @@ def test_every_device_holds_its_own_agents_and_no_sample_leaves():
 
 
 def test_visits_read_samples_where_they_are():
-    mesh, _, _ = program(8, 1, None)
+    mesh, _, _ = program(8, 1, None, "linearized")
     own = members()
     at = steps_of(epoch_of(own))[0]
     at_blocks = steps_of(sharded_plan(epoch_of(own), own, 8, block_capacity=BLOCK))[0]
@@ -220,7 +329,7 @@ def test_visits_read_samples_where_they_are():
 
 
 def test_noise_is_drawn_by_sample_on_any_device():
-    mesh, _, _ = program(8, 1, None)
+    mesh, _, _ = program(8, 1, None, "linearized")
     own = members()
     at = steps_of(epoch_of(own))[0]
     at_blocks = steps_of(sharded_plan(epoch_of(own), own, 8, block_capacity=BLOCK))[0]
@@ -272,18 +381,17 @@ def test_what_does_not_divide_is_refused_with_a_remedy():
         sharded_gather(own.shards, TraversalPlan(*(field[:9] for field in at)), mesh)
 
 
-def test_one_pass_is_refused():
-    mesh, _, _ = program(8, 1, None)
+def test_one_pass_says_what_does_not_divide():
+    mesh, _, _ = program(8, 1, None, "linearized")
     own = members()
     at = steps_of(sharded_plan(epoch_of(own), own, 8, block_capacity=BLOCK))[0]
 
     def one_pass(held):
         batch = sharded_gather(held, at, mesh)
-        return agent_gradients(
-            sharded_loss(loss_fn, mesh), initial(), batch, method="one_pass"
-        ).losses
+        loss = sharded_loss(loss_fn, mesh, blocks=48)
+        return agent_gradients(loss, initial(), batch, method="one_pass").losses
 
-    with pytest.raises(ValueError, match="one_pass"):
+    with pytest.raises(ValueError, match=r"\[88\] rows do not divide into 48 parts"):
         jax.eval_shape(one_pass, shard_cooperative(own, mesh).shards)
 
 

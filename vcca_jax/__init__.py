@@ -83,6 +83,7 @@ from vcca_jax.plan import TraversalPlan, virtual_batches
 from vcca_jax.plan_stream import stream_plan
 from vcca_jax.profiles import ValueProfiles, value_profiles
 from vcca_jax.protocol import Messages, exchange
+from vcca_jax.refresh import redrawn, retaken, tangent_values
 from vcca_jax.rounds import Round, RoundPlan, local_batches
 from vcca_jax.rows import Rows, streamed_rows
 from vcca_jax.screen_report import ScreenReport, screened_by, untouched
@@ -95,18 +96,27 @@ from vcca_jax.sharded_batch import (
     sharded_plan,
 )
 from vcca_jax.sharding import agent_mesh, parameter_shardings, sharded, sharded_loss, spread_loss
+from vcca_jax.share_rules import RESERVE, ShareRule
 from vcca_jax.shared_pass import OnePass, shared_pass
 from vcca_jax.streaming import StoredShards, open_shards, store_shards, stream_batches
 from vcca_jax.subtrees import by_subtree
-from vcca_jax.trainer import Trainer, TrainInfo, TrainState, gradient_trainer, noisy
+from vcca_jax.trainer import (
+    Trainer,
+    TrainInfo,
+    TrainState,
+    gradient_trainer,
+    noisy,
+    where_live,
+)
 from vcca_jax.traversal import split_traversal, traversal, traverse
 from vcca_jax.utility import one_step_utility, training_utility
-from vcca_jax.values import Values, group_loss, value_losses
+from vcca_jax.values import Values, drawn_loss, group_loss, value_losses
 from vcca_jax.virtual_batch import VirtualBatch, by_example, gather, visits
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "RESERVE",
     "Admission",
     "AdmissionState",
     "AgentGradients",
@@ -127,6 +137,7 @@ __all__ = [
     "ScreenReport",
     "ShardedBatch",
     "Shards",
+    "ShareRule",
     "SplitModel",
     "StoredShards",
     "TrainInfo",
@@ -160,6 +171,7 @@ __all__ = [
     "cooperative",
     "corruption",
     "credit_matrix",
+    "drawn_loss",
     "efficiency_gap",
     "epoch_runner",
     "exact_shapley",
@@ -208,6 +220,8 @@ __all__ = [
     "project_stack_onto_cones",
     "protect",
     "quantise",
+    "redrawn",
+    "retaken",
     "scaffold",
     "scan_steps",
     "screen",
@@ -233,6 +247,7 @@ __all__ = [
     "stream_batches",
     "stream_plan",
     "streamed_rows",
+    "tangent_values",
     "training_utility",
     "transformer",
     "traversal",
@@ -245,6 +260,7 @@ __all__ = [
     "vgg",
     "virtual_batches",
     "visits",
+    "where_live",
     "with_validation_error",
     "within_angle",
 ]

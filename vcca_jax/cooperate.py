@@ -129,7 +129,8 @@ def cooperate(
 
     Raises:
         ValueError: ``credit_examples`` without what it takes; by the step, where the optimizer is
-            not of that kind.
+            not of that kind, where the estimator does not return one credit an agent, or the screen
+            no ``ScreenReport``.
     """
     if credit_examples and (
         not passes(method) or estimator is not first_order or screen_inside or stream_values
@@ -177,6 +178,11 @@ def cooperate(
             diagonal = metric(state.optimizer_state, gradients.sum())
             screen_now = partial(screen, metric=diagonal)
         screened, report = screen_now(gradients, rows, state.profiles)
+        if not isinstance(report, ScreenReport):
+            raise ValueError(
+                f"screen reports a {type(report).__name__}; return (gradients, ScreenReport), for"
+                " instance untouched(gradients, value_gradients)"
+            )
         update = informed_update(
             optimizer,
             value_gradients=rows,
@@ -205,6 +211,11 @@ def cooperate(
             validation_row=known.validation_row,
         )
         credits = estimator(utility, weights, key=jax.random.fold_in(state.key, state.step))
+        if jnp.shape(credits) != weights.shape:
+            raise ValueError(
+                f"estimator returned {jnp.shape(credits)} for {weights.shape[0]} agents; return one"
+                " credit an agent (vcca_jax.conformance.check_estimator tells what else is asked)"
+            )
         moved = optax.apply_updates(params, updates)
         drifted = None
         if utility.proportion is None or utility.proportion.rest:

@@ -8,14 +8,21 @@ also names its examples, so that a pass over a training batch can take them alon
 instead of running them on their own.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from vcca_jax.placement import same_loss
 from vcca_jax.trainer import ExampleLoss, Params
+
+DRAW = "draw"
+"""Where a context holds the key by which rows are drawn; see ``refresh.redrawn``."""
+
+Group = tuple[Any, Any]
+"""``(inputs [n, ...], targets [n, ...])``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,16 +33,34 @@ class HeldOutLoss:
         loss_fn: ``loss_fn(params, inputs, targets) -> [n]``.
         examples: groups of ``(inputs [n_g, ...], targets [n_g, ...])``.
         of_losses: ``of_losses([losses of each group]) -> scalar``, which JAX can differentiate.
+        sizes: how many rows of each group are read where the context holds a draw, or None for
+            all of them in any context.
     """
 
     loss_fn: ExampleLoss
-    examples: tuple[tuple[Any, Any], ...]
+    examples: tuple[Group, ...]
     of_losses: Callable[[Sequence[jax.Array]], jax.Array]
+    sizes: tuple[int | None, ...] | None = None
+
+    def groups(self, context: Any = None) -> tuple[Group, ...]:
+        """The rows that are read in this context."""
+        if self.sizes is None or not isinstance(context, Mapping) or DRAW not in context:
+            return self.examples
+        return tuple(
+            group if size is None else _drawn(context[DRAW], group, size)
+            for group, size in zip(self.examples, self.sizes, strict=True)
+        )
 
     def __call__(self, params: Params, context: Any = None) -> jax.Array:
-        """V at these parameters; it needs no context."""
-        del context
-        return self.of_losses([self.loss_fn(params, *group) for group in self.examples])
+        """V at these parameters, on the rows of this context; without one, on all."""
+        return self.of_losses([self.loss_fn(params, *group) for group in self.groups(context)])
+
+
+def _drawn(key: jax.Array, group: Group, size: int) -> Group:
+    count = jax.tree.leaves(group)[0].shape[0]
+    rows = jax.random.choice(key, count, (size,), replace=False)
+    inputs, targets = jax.tree.map(lambda leaf: leaf[rows], group)
+    return inputs, targets
 
 
 def composed(
@@ -47,7 +72,9 @@ def composed(
     They must share one ``loss_fn``, the same object.
     """
     named = [loss for loss in losses if isinstance(loss, HeldOutLoss)]
-    if len(named) == len(losses) and all(loss.loss_fn is named[0].loss_fn for loss in named):
+    if len(named) == len(losses) and all(
+        same_loss(loss.loss_fn, named[0].loss_fn) for loss in named
+    ):
 
         def of_losses(groups: Sequence[jax.Array]) -> jax.Array:
             rest, told = list(groups), []
@@ -57,7 +84,9 @@ def composed(
             return function(told)
 
         examples = tuple(group for loss in named for group in loss.examples)
-        return HeldOutLoss(named[0].loss_fn, examples, of_losses)
+        sizes = tuple(size for loss in named for size in loss.sizes or (None,) * len(loss.examples))
+        drawn = sizes if any(size is not None for size in sizes) else None
+        return HeldOutLoss(named[0].loss_fn, examples, of_losses, drawn)
 
     def loss(params: Params, context: Any) -> jax.Array:
         return function([value(params, context) for value in losses])

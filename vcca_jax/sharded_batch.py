@@ -25,6 +25,9 @@ AXES = ("agents", "parameters")
 SPREAD = jax.P(AXES)
 """The layout of what belongs to agents or samples: the leading axis over all devices."""
 
+REPLICATED = jax.P()
+"""The layout of what every device holds."""
+
 
 class Resident(NamedTuple):
     """All samples of a batch, each on its owner's device.
@@ -195,13 +198,17 @@ def sharded_gather(shards: Shards, step: TraversalPlan, mesh: jax.sharding.Mesh)
         return Resident(*jax.tree.map(lambda leaf: leaf[own, rows], (inputs, targets)))
 
     gathered = jax.shard_map(local, mesh=mesh, in_specs=SPREAD, out_specs=SPREAD)
-    owners, rows = jnp.asarray(step.owners), jnp.asarray(step.rows)
+    # Known to all, or the compiler divides what is told of samples as it divides the samples.
+    owners, rows, mask = jax.lax.with_sharding_constraint(
+        (jnp.asarray(step.owners), jnp.asarray(step.rows), jnp.asarray(step.mask)),
+        jax.NamedSharding(mesh, REPLICATED),
+    )
     return ShardedBatch(
         inputs=gathered(jnp.asarray(shards.inputs), jnp.asarray(shards.targets), owners, rows),
         targets=jnp.arange(size, dtype=jnp.int32),
         owners=owners,
         rows=rows,
-        mask=jnp.asarray(step.mask),
+        mask=mask,
         active=jnp.asarray(shards.active),
     )
 

@@ -14,6 +14,7 @@ utilities and trainers run unchanged, and the operator of agent gradients with t
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,12 +22,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vcca_jax.held_out import HeldOutLoss
 from vcca_jax.noise import Keyed, is_key
-from vcca_jax.sharded_batch import AXES, SPREAD, Located, Resident
+from vcca_jax.placement import TOGETHER, Placement, Segment
+from vcca_jax.sharded_batch import AXES, REPLICATED, SPREAD, Located, Resident
+from vcca_jax.spread_rows import SpreadRows
 from vcca_jax.trainer import ExampleLoss, Params, Trainer
-from vcca_jax.values import ValueLoss
-
-REPLICATED = jax.P()
 
 
 def agent_mesh(
@@ -85,21 +86,53 @@ def sharded_loss(
             their number at least.
 
     Returns:
-        A loss for ``ShardedBatch``; use it with ``method="linearized"``, "scanned" or "stacked".
+        A loss for ``ShardedBatch``, for every form of the agent gradients. In the one-pass form
+        each device keeps what its own rows leave and shows the others nothing but sums of
+        gradients, a number a row, and what layers saw of held-out rows, which every process is
+        given anyway; those rows are spread where ``spread_loss`` of the same ``loss_fn``, mesh and
+        blocks names them.
 
     Raises:
-        ValueError: blocks that do not suit the devices; by the loss, a batch that is read example
-            by example, as "one_pass" does.
+        ValueError: blocks that do not suit the devices; by the loss, samples that do not divide
+            among them.
     """
     if blocks is not None and (blocks < 2 * mesh.size or blocks % mesh.size):
         raise ValueError(
             f"blocks={blocks} must be a multiple of the {mesh.size} devices, and"
             f" {2 * mesh.size} at least"
         )
+    return ShardedLoss(loss_fn, mesh, blocks)
 
-    def loss(params: Params, inputs: Any, targets: Any) -> jax.Array:
-        keys = inputs.keys if isinstance(inputs, Keyed) else None
-        held = inputs.inputs if isinstance(inputs, Keyed) else inputs
+
+@dataclass(frozen=True, eq=False)
+class ShardedLoss:
+    """What ``sharded_loss`` makes: a per-example loss that knows where its samples are.
+
+    Attributes:
+        loss_fn: of samples at hand.
+        mesh: over which they are spread.
+        blocks: for sums in a fixed order, or None.
+    """
+
+    loss_fn: ExampleLoss
+    mesh: jax.sharding.Mesh
+    blocks: int | None
+
+    def __eq__(self, other: object) -> bool:
+        """Whether it is the same loss of samples in the same places."""
+        return isinstance(other, ShardedLoss) and (
+            self.loss_fn is other.loss_fn
+            and self.mesh == other.mesh
+            and self.blocks == other.blocks
+        )
+
+    def __hash__(self) -> int:
+        return hash((id(self.loss_fn), self.mesh, self.blocks))
+
+    def __call__(self, params: Params, inputs: Any, targets: Any) -> jax.Array:
+        """[n], known to every device."""
+        loss_fn, mesh, blocks = self.loss_fn, self.mesh, self.blocks
+        held, keys = _apart(inputs)
         if isinstance(held, Located):
             return _of_some(loss_fn, mesh, params, held, keys)
         if not isinstance(held, Resident):
@@ -108,14 +141,23 @@ def sharded_loss(
         if size != targets.shape[0] or size % (blocks or mesh.size):
             raise ValueError(
                 f"{size} samples for {blocks or mesh.size} blocks: a sharded batch is read whole"
-                ' or by take(); leave method="one_pass", and use one sharded_plan throughout'
+                " or by take(); use one sharded_plan throughout"
             )
         run = _in_one if blocks is None else partial(_block_by_block, blocks=blocks)
         losses = run(loss_fn, mesh, params, held, keys)
         # A number a sample, known to all: whatever is summed of them is summed in their order.
         return jax.lax.with_sharding_constraint(losses, jax.NamedSharding(mesh, REPLICATED))
 
-    return loss
+    def placed(
+        self, segments: Sequence[Segment]
+    ) -> tuple[ExampleLoss, Sequence[Segment], Placement]:
+        """For the one pass: the samples' own loss, the samples, and their place."""
+        apart = [_apart(inputs) for inputs, _ in segments]
+        if not all(isinstance(held, Resident) for held, _ in apart):
+            return self.loss_fn, segments, TOGETHER
+        own = [(_keyed(held.inputs, keys), held.targets) for held, keys in apart]
+        sizes = tuple(jax.tree.leaves(segment)[0].shape[0] for segment in own)
+        return self.loss_fn, own, SpreadRows(self.mesh, self.blocks, sizes)
 
 
 def spread_loss(
@@ -125,10 +167,13 @@ def spread_loss(
     mesh: jax.sharding.Mesh,
     *,
     blocks: int | None = None,
-) -> ValueLoss:
+) -> HeldOutLoss:
     """``group_loss`` with its rows spread over the devices: (1/n) sum_s loss_fn(params, x_s, y_s).
 
     For the rows of value losses and of the validation loss, which every process is given alike.
+    It names its examples: ``cooperate(sharded_loss(loss_fn, mesh), ..., method="one_pass")`` takes
+    them through the batch's own pass, each device its share of each group. Rows that do not divide
+    are filled up with the last one, which counts for nothing.
 
     Args:
         loss_fn: the per-example loss, not a sharded one.
@@ -146,16 +191,21 @@ def spread_loss(
             f"inputs hold {count} rows and targets {len(targets)}; give one for each, at least one"
         )
     parts = blocks or mesh.size
-    # Padding repeats the last row.
     rows = np.minimum(np.arange(-(-count // parts) * parts), count - 1)
-    held = Resident(np.asarray(inputs)[rows], np.asarray(targets)[rows])
+
+    def taken(array: Any) -> np.ndarray:
+        # On the host, so that every process can put its own devices' part where it belongs.
+        array = np.asarray(array)[rows]
+        return array.astype(jax.dtypes.canonicalize_dtype(array.dtype))
+
+    held = Resident(taken(inputs), taken(targets))
+
+    def mean(groups: Sequence[jax.Array]) -> jax.Array:
+        (losses,) = groups
+        return losses[:count].mean()
+
     of_rows = sharded_loss(loss_fn, mesh, blocks=blocks)
-
-    def loss(params: Params, context: Any = None) -> jax.Array:
-        del context
-        return of_rows(params, jax.tree.map(jnp.asarray, held), rows)[:count].mean()
-
-    return loss
+    return HeldOutLoss(of_rows, ((held, rows.astype(np.int32)),), mean)
 
 
 def parameter_shardings(tree: Any, mesh: jax.sharding.Mesh, *, smallest: int = 2**14) -> Any:
@@ -221,6 +271,11 @@ def sharded(
         return laid_out(state), known(info)
 
     return Trainer(init, step)
+
+
+def _apart(inputs: Any) -> tuple[Any, Any]:
+    """Inputs without their keys, and the keys, if there are any."""
+    return (inputs.inputs, inputs.keys) if isinstance(inputs, Keyed) else (inputs, None)
 
 
 def _keyed(inputs: Any, keys: Any) -> Any:

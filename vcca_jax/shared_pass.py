@@ -20,10 +20,11 @@ import jax.numpy as jnp
 
 from vcca_jax.gradients import AgentGradients, from_tape
 from vcca_jax.held_out import HeldOutLoss
+from vcca_jax.placement import same_loss
 from vcca_jax.rows import Rows, rows_combination, rows_dot, scalar_weights, weighted
 from vcca_jax.site_forms import Form
 from vcca_jax.site_views import VIEWS, ViewRule
-from vcca_jax.tape import Tape, record
+from vcca_jax.tape import Tape, record_segments
 from vcca_jax.trainer import ExampleLoss, Params, sample_shares
 from vcca_jax.virtual_batch import VirtualBatch
 
@@ -86,13 +87,13 @@ def shared_pass(
         if isinstance(loss, HeldOutLoss) and _joins(loss, loss_fn, batch)
     }
     own = [m for m in range(len(held_out)) if m not in joined]
-    groups = [group for loss in joined.values() for group in loss.examples]
-    inputs, targets = jax.tree.map(
-        lambda *leaves: jnp.concatenate(leaves), (batch.inputs, batch.targets), *groups
-    )
-    sizes = [_size(loss) for loss in joined.values()]
-    tape = record(
-        loss_fn, params, inputs, targets, blocks=sizes, form=options.form, views=options.views
+    # Read once, so that all that is said of a draw is said of the same one.
+    read = {m: loss.groups(context) for m, loss in joined.items()}
+    segments = [(batch.inputs, batch.targets), *itertools.chain(*read.values())]
+    counts = {m: [_count(group) for group in groups] for m, groups in read.items()}
+    sizes = [sum(each) for each in counts.values()]
+    tape = record_segments(
+        loss_fn, params, segments, blocks=sizes, form=options.form, views=options.views
     )
     gradients = from_tape(tape, loss_fn, params, batch)
 
@@ -100,7 +101,7 @@ def shared_pass(
     coefficients = []
     lines = _cut(tape.losses[batch.mask.shape[0] :], sizes)
     for (m, loss), line in zip(joined.items(), lines, strict=True):
-        losses[m], slopes = jax.value_and_grad(_of_line)(line, loss)
+        losses[m], slopes = jax.value_and_grad(_of_line)(line, loss, counts[m])
         coefficients.append(slopes)
     formed = None
     if own:
@@ -118,16 +119,24 @@ def losses_at(
     loss_fn: ExampleLoss, params: Params, held_out: Sequence[HeldOut], context: Any = None
 ) -> jax.Array:
     """[M], held-out losses at other parameters, those that read ``loss_fn`` in one batch."""
-    read = [loss for loss in held_out if isinstance(loss, HeldOutLoss) and loss.loss_fn is loss_fn]
-    groups = [group for loss in read for group in loss.examples]
+    read = [
+        loss
+        for loss in held_out
+        if isinstance(loss, HeldOutLoss) and same_loss(loss.loss_fn, loss_fn)
+    ]
+    taken = {id(loss): loss.groups(context) for loss in read}
+    counts = {key: [_count(group) for group in groups] for key, groups in taken.items()}
+    groups = [group for loss in read for group in taken[id(loss)]]
     forms = [_form(group) for group in groups]
     if not groups or any(form != forms[0] for form in forms):
         return jnp.stack([loss(params, context) for loss in held_out])
     whole = loss_fn(params, *jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *groups))
-    lines = iter(_cut(whole, [_size(loss) for loss in read]))
+    lines = iter(_cut(whole, [sum(counts[id(loss)]) for loss in read]))
     return jnp.stack(
         [
-            _of_line(next(lines), loss) if loss in read else loss(params, context)
+            _of_line(next(lines), loss, counts[id(loss)])
+            if isinstance(loss, HeldOutLoss) and id(loss) in counts
+            else loss(params, context)
             for loss in held_out
         ]
     )
@@ -142,7 +151,7 @@ def take(rows: Rows, columns: Sequence[int]) -> Rows:
 def _joins(loss: HeldOutLoss, loss_fn: ExampleLoss, batch: VirtualBatch) -> bool:
     """Whether a loss's examples can stand in one batch with the training samples."""
     mine = _form((batch.inputs, batch.targets))
-    return loss.loss_fn is loss_fn and all(_form(group) == mine for group in loss.examples)
+    return same_loss(loss.loss_fn, loss_fn) and all(_form(group) == mine for group in loss.examples)
 
 
 def _form(examples: tuple[Any, Any]) -> Any:
@@ -154,18 +163,14 @@ def _count(group: tuple[Any, Any]) -> int:
     return int(jax.tree.leaves(group)[0].shape[0])
 
 
-def _size(loss: HeldOutLoss) -> int:
-    return sum(_count(group) for group in loss.examples)
-
-
 def _cut(line: jax.Array, sizes: Sequence[int]) -> list[jax.Array]:
     """Pieces of these sizes, one after the other."""
     return jnp.split(line, list(itertools.accumulate(sizes))[:-1]) if sizes else []
 
 
-def _of_line(line: jax.Array, loss: HeldOutLoss) -> jax.Array:
+def _of_line(line: jax.Array, loss: HeldOutLoss, counts: Sequence[int]) -> jax.Array:
     """phi of its groups' losses, given one after the other."""
-    return loss.of_losses(_cut(line, [_count(group) for group in loss.examples]))
+    return loss.of_losses(_cut(line, counts))
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,7 +230,7 @@ class _Pass:
             else:
                 directions = [weighted(self.gradient(column), weights) for column in self.taped]
                 mine = jnp.stack([tape.dot(direction) for direction in directions], axis=1)
-            examples = examples.at[:, jnp.asarray(self.taped)].set(mine)
+            examples = examples.at[:, jnp.asarray(self.taped)].set(mine) if self.own else mine
         if self.own:
             formed = jax.vmap(lambda row: weighted(row, weights))(self.formed)
             met = jax.vmap(tape.dot)(formed)

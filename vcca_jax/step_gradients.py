@@ -1,6 +1,7 @@
 """What a step knows at its parameters, and what it looks at beyond them: apart, or in one pass."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -148,7 +149,8 @@ def step_worth(
 def _valued(validation: Callable[[Params], jax.Array]) -> Callable[[Params, Any], jax.Array]:
     """A validation loss, called as value losses are."""
     if isinstance(validation, HeldOutLoss):
-        return validation
+        # Worth is measured on all rows, whatever is drawn for the values.
+        return validation if validation.sizes is None else replace(validation, sizes=None)
     return lambda params, context: validation(params)
 
 

@@ -17,6 +17,10 @@ of which the form is chosen by a cost model (``site_forms``): from pairs, <grad_
 (h_s . h_r) (d_s . d_r) of a dense layer; from each example's gradient, where it is small beside its
 activations, as a convolution's; or from K directions that are formed.
 
+Rows may be in parts that stay where they are, as a batch that is spread over devices
+(``placement``): then every part runs and keeps its own, sums go over the parts, and for pairs each
+part is handed what layers saw of the held-out rows.
+
 The loss is taken as it is, whatever framework wrote it: its program for one example is traced,
 followed operation by operation (``sites``), and vectorized over the examples. So each example is
 alone by construction. Source of the pair form: Goodfellow 2015, arXiv:1510.01799, for norms; for
@@ -29,9 +33,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vcca_jax.site_forms import ROOM, Form, SiteSize, site_form
-from vcca_jax.site_views import VIEWS, MatrixView, ViewRule
-from vcca_jax.sites import Met, Site, run
+from vcca_jax import site_products
+from vcca_jax.placement import Segment, placed
+from vcca_jax.site_forms import Form, SiteSize, site_form
+from vcca_jax.site_products import Kept, of_rows
+from vcca_jax.site_views import VIEWS, ViewRule
+from vcca_jax.sites import Site, run
 from vcca_jax.trainer import ExampleLoss, Params
 
 EVERY = slice(None)
@@ -61,14 +68,13 @@ class Tape(NamedTuple):
     forms: tuple[Form, ...]
 
 
-class _Kept(NamedTuple):
-    """A site with what it was given, what came back, and the form of its gradients."""
+class _Held(NamedTuple):
+    """What the pass leaves, in parts: a list entry a site."""
 
-    site: Site
-    form: Form
-    weights: list[Any]
-    activations: list[Any]  # [R, ...] each
-    cotangents: list[Any]  # [R, ...] each
+    losses: jax.Array
+    activations: list[list[Any]]
+    cotangents: list[list[Any]]
+    stacks: list[jax.Array | None]
 
 
 def record(
@@ -102,90 +108,130 @@ def record(
     Raises:
         ValueError: blocks that hold more rows than there are, or an unknown form.
     """
+    segments = [(inputs, targets)]
+    return record_segments(loss_fn, params, segments, blocks=blocks, form=form, views=views)
+
+
+def record_segments(
+    loss_fn: ExampleLoss,
+    params: Params,
+    segments: Sequence[Segment],
+    *,
+    blocks: Sequence[int] = (),
+    form: Form = "auto",
+    views: Mapping[str, ViewRule] = VIEWS,
+) -> Tape:
+    """``record`` of examples in segments that differ in nothing but their length.
+
+    The loss says where they are (``placement``). Where they are in parts, blocks and slices of the
+    tape's rows begin and end with segments.
+    """
     if form not in ("auto", "pairs", "stacked", "directions"):
         raise ValueError(f"form={form!r} must be 'auto', 'pairs', 'stacked' or 'directions'")
+    loss_fn, segments, where = placed(loss_fn, segments)
     leaves, structure = jax.tree.flatten(params)
-    data = jax.tree.leaves((inputs, targets))
-    example = jax.tree.structure((inputs, targets))
-    count = data[0].shape[0]
+    example = jax.tree.structure(segments[0])
+    count = sum(jax.tree.leaves(segment)[0].shape[0] for segment in segments)
     if sum(blocks) > count or not all(size > 0 for size in blocks):
         raise ValueError(f"blocks={tuple(blocks)} must be positive and of {count} rows at most")
-    first = [leaf[0] for leaf in data]
+    data = where.join(segments)
+    first = [where.example(leaf) for leaf in data]
 
     def of_one(leaves: Sequence[Any], data: Sequence[Any]) -> jax.Array:
         alone = jax.tree.unflatten(example, [leaf[None] for leaf in data])
         return loss_fn(jax.tree.unflatten(structure, leaves), *alone)[0]
 
-    program = jax.make_jaxpr(of_one)(leaves, first)
-    noted: list[Met] = []
-
-    def outputs(data: Sequence[Any]) -> list[list[Any]]:
-        noted.append(run(program, leaves, data, None, views))
-        return noted[-1].outputs
-
-    shapes = jax.eval_shape(outputs, first)
-    sites = noted[-1].sites
-    probes = jax.tree.map(lambda o: jnp.zeros((count, *o.shape), o.dtype), shapes)
-
-    def forward(probes: list[list[Any]]) -> tuple[jax.Array, list[list[Any]]]:
-        def one(data: Sequence[Any], probe: list[list[Any]]) -> tuple[Any, list[list[Any]]]:
-            met = run(program, leaves, data, jax.tree.leaves(probe), views)
-            return met.loss, met.activations
-
-        return jax.vmap(one)(data, probes)
-
-    losses, pull, activations = jax.vjp(forward, probes, has_aux=True)
-    (cotangents,) = pull(jnp.ones_like(losses))
+    # Of bare shapes, so that the program knows no devices and runs on any part of them.
+    bare = [jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves]
+    program = jax.make_jaxpr(of_one)(bare, first)
+    shapes = jax.eval_shape(lambda data: run(program, leaves, data, None, views).outputs, first)
+    noted: list[list[Site]] = []
 
     def weights_of(leaves: Sequence[Any]) -> list[list[Any]]:
         """What stands at the sites, of the parameters alone: the compiler drops the rest."""
-        return run(program, leaves, first, None, views).weights
+        blank = [jnp.empty(leaf.shape, leaf.dtype) for leaf in first]
+        met = run(program, leaves, blank, None, views)
+        noted.append(met.sites)
+        return met.weights
 
-    weights, pull_weights = jax.vjp(weights_of, leaves)
+    standing, pull_weights = jax.vjp(weights_of, leaves)
+    sites = noted[0]
+    every = range(len(sites))
     alone = [
         not any(site.depends & o.depends for j, o in enumerate(sites) if j != i)
         for i, site in enumerate(sites)
     ]
-    kept = [
-        _Kept(
+    forms = [
+        site_form(
             site,
-            site_form(
-                site,
-                SiteSize(*(sum(leaf.size for leaf in each) for each in (weights[i], shapes[i]))),
-                alone=alone[i],
-                examples=count,
-                blocks=blocks,
-                wish=form,
-            ),
-            weights[i],
-            activations[i],
-            cotangents[i],
+            SiteSize(*(sum(leaf.size for leaf in each) for each in (standing[i], shapes[i]))),
+            alone=alone[i],
+            examples=count,
+            blocks=blocks,
+            wish=form,
         )
         for i, site in enumerate(sites)
     ]
-    stacks = [_stack(each) if each.form == "stacked" else None for each in kept]
-    starts = [count - sum(blocks[k:]) for k in range(len(blocks))]
 
-    def combined(place: int, coefficients: jax.Array, rows: slice) -> list[Any]:
-        """sum_s c_s (dF/dw)^T d_s, of one site."""
-        stack = stacks[place]
-        if stack is None:
-            return _combination(_of_rows(kept[place], rows), coefficients)
-        return _unravel(kept[place], coefficients.astype(stack.dtype) @ stack[rows])
+    def kept(held: _Held, standing: list[list[Any]], rows: slice = EVERY) -> list[Kept]:
+        """The sites, with some of a part's rows."""
+        fields = zip(
+            sites, forms, standing, held.activations, held.cotangents, held.stacks, strict=True
+        )
+        return [of_rows(Kept(*each), rows) for each in fields]
+
+    def run_part(data: Sequence[Any], shared: tuple[Sequence[Any], list[list[Any]]]) -> _Held:
+        leaves, standing = shared
+        rows = data[0].shape[0]
+        probes = jax.tree.map(lambda o: jnp.zeros((rows, *o.shape), o.dtype), shapes)
+
+        def forward(probes: list[list[Any]]) -> tuple[jax.Array, list[list[Any]]]:
+            def one(data: Sequence[Any], probe: list[list[Any]]) -> tuple[Any, list[list[Any]]]:
+                met = run(program, leaves, data, jax.tree.leaves(probe), views)
+                return met.loss, met.activations
+
+            return jax.vmap(one)(data, probes)
+
+        losses, pull, activations = jax.vjp(forward, probes, has_aux=True)
+        held = _Held(losses, activations, pull(jnp.ones_like(losses))[0], [None] * len(sites))
+        return held._replace(
+            stacks=[
+                site_products.stack(each) if each.form == "stacked" else None
+                for each in kept(held, standing)
+            ]
+        )
+
+    held = where.each(run_part, data, (leaves, standing))
+    losses = where.collect(held.losses, EVERY)
+    starts = [count - sum(blocks[k:]) for k in range(len(blocks))]
+    others = slice(count - sum(blocks), count)
 
     def dot(direction: Params, rows: slice = EVERY) -> jax.Array:
         _, moved = jax.jvp(weights_of, (leaves,), (jax.tree.leaves(direction),))
-        terms = [
-            _dot(_of_rows(kept[place], rows), each)
-            if (stack := stacks[place]) is None
-            else stack[rows] @ _ravel(kept[place], each).astype(stack.dtype)
-            for place, each in enumerate(moved)
-        ]
-        return sum(terms, jnp.zeros_like(losses[rows]))
+        own = where.within(rows)
+
+        def of_part(held: _Held, shared: Any) -> jax.Array:
+            standing, moved = shared
+            terms = map(site_products.dot, kept(held, standing, own), moved)
+            return sum(terms, jnp.zeros_like(held.losses[own]))
+
+        return where.collect(where.each(of_part, held, (standing, moved)), rows)
+
+    def combined(coefficients: jax.Array, rows: slice, places: Sequence[int]) -> list[Any]:
+        """sum_s c_s grad l_s leaf by leaf, of some of the sites."""
+        own = where.within(rows)
+
+        def of_part(part: tuple[_Held, jax.Array], standing: list[list[Any]]) -> list[Any]:
+            each = kept(part[0], standing, own)
+            return [site_products.combination(each[place], part[1]) for place in places]
+
+        parts = where.each(of_part, (held, where.deal(coefficients, rows)), standing)
+        told = dict(zip(places, where.total(parts), strict=True))
+        nothing = [jax.tree.map(jnp.zeros_like, each) for each in standing]
+        return pull_weights([told.get(place, nothing[place]) for place in every])[0]
 
     def combination(coefficients: jax.Array, rows: slice = EVERY) -> Params:
-        parts = [combined(place, coefficients, rows) for place in range(len(kept))]
-        return jax.tree.unflatten(structure, pull_weights(parts)[0])
+        return jax.tree.unflatten(structure, combined(coefficients, rows, every))
 
     def products(coefficients: Sequence[jax.Array], weights: Params | None = None) -> jax.Array:
         if [len(each) for each in coefficients] != list(blocks):
@@ -194,41 +240,48 @@ def record(
                 f" of {list(blocks)}; give one for each row"
             )
         factors = None if weights is None else jax.tree.leaves(weights)
-        total = jnp.zeros((count, len(blocks)), losses.dtype)
-        others = slice(count - sum(blocks), count)
+        paired = [place for place in every if forms[place] == "pairs"]
+        rest = [place for place in every if forms[place] != "pairs"]
+
+        def direction(coefficients: jax.Array, start: int) -> list[Any]:
+            formed = combined(coefficients, slice(start, start + len(coefficients)), rest)
+            if factors is None:
+                return formed
+            return [g * f.astype(g.dtype) for g, f in zip(formed, factors, strict=True)]
+
+        moved: list[Any] = []
+        if rest:
+            directions = [direction(*each) for each in zip(coefficients, starts, strict=True)]
+            together = jax.tree.map(lambda *each: jnp.stack(each), *directions)
+            moved = jax.vmap(lambda v: jax.jvp(weights_of, (leaves,), (v,))[1])(together)
+
+        own = where.within(others)
+
+        def shown(held: _Held, _: Any) -> list[tuple[Any, Any]]:
+            """What a part shows the others: of its held-out rows."""
+            return [
+                (held.activations[place][0][own], held.cotangents[place][0][own])
+                for place in paired
+            ]
+
         spread = jax.scipy.linalg.block_diag(*(each[:, None] for each in coefficients))
-        for each in kept:
-            if each.form == "pairs":
-                term = _pairs(each, others) @ spread.astype(losses.dtype)
-                total += _weighed(each, term, factors)
-        rest = [place for place, each in enumerate(kept) if each.form != "pairs"]
-        if not rest:
+        mixed = where.everyone(where.deal(spread.astype(losses.dtype), others))
+
+        def of_part(held: _Held, shared: Any) -> jax.Array:
+            standing, moved, met, mixed, factors = shared
+            each = kept(held, standing)
+            total = jnp.zeros((held.losses.shape[0], len(blocks)), losses.dtype)
+            for place, seen in zip(paired, met, strict=True):
+                term = site_products.pairs(each[place], seen) @ mixed
+                total += _weighed(each[place], term, factors)
+            for place in rest:
+                total += site_products.dots(each[place], moved[place])
             return total
 
-        def formed(coefficients: jax.Array, start: int) -> list[Any]:
-            rows = slice(start, start + len(coefficients))
-            parts = [
-                combined(place, coefficients, rows)
-                if place in rest
-                else jax.tree.map(jnp.zeros_like, each.weights)
-                for place, each in enumerate(kept)
-            ]
-            pulled = pull_weights(parts)[0]
-            if factors is None:
-                return pulled
-            return [g * f.astype(g.dtype) for g, f in zip(pulled, factors, strict=True)]
-
-        directions = [formed(*each) for each in zip(coefficients, starts, strict=True)]
-        together = jax.tree.map(lambda *each: jnp.stack(each), *directions)
-        moved = jax.vmap(lambda v: jax.jvp(weights_of, (leaves,), (v,))[1])(together)
-        for place in rest:
-            each, stack = kept[place], stacks[place]
-            if stack is None:
-                total += jax.vmap(lambda m, each=each: _dot(each, m))(moved[place]).T
-            else:
-                lines = jax.vmap(lambda m, each=each: _ravel(each, m))(moved[place])
-                total += stack @ lines.T.astype(stack.dtype)
-        return total
+        met = where.everyone(where.each(shown, held, None)) if paired else []
+        return where.collect(
+            where.each(of_part, held, (standing, moved, met, mixed, factors)), EVERY
+        )
 
     def squares(
         coefficients: jax.Array,
@@ -239,118 +292,28 @@ def record(
     ) -> jax.Array | None:
         if not all(alone) or not all(site.leaf for site in sites):
             return None
+        dealt, number = where.deal_groups(groups, count, rows)
+        own = where.within(rows)
+
+        def of_part(part: tuple[_Held, jax.Array, jax.Array], shared: Any) -> jax.Array | None:
+            standing, factors = shared
+            total = jnp.zeros(number, losses.dtype)
+            for each in kept(part[0], standing, own):
+                term = site_products.squares(each, *part[1:], number)
+                if term is None:
+                    return None
+                total += _weighed(each, term, factors)
+            return total
+
+        given = (held, where.deal(coefficients, rows), dealt)
         factors = None if weights is None else jax.tree.leaves(weights)
-        total = jnp.zeros(count, losses.dtype)
-        for each, stack in zip(kept, stacks, strict=True):
-            own = None if stack is None else stack[rows]
-            term = _squares(_of_rows(each, rows), own, coefficients, groups, count)
-            if term is None:
-                return None
-            total += _weighed(each, term, factors)
-        return total
+        told = where.each(of_part, given, (standing, factors))
+        return None if told is None else where.collect_groups(told)
 
-    return Tape(losses, dot, combination, products, squares, tuple(each.form for each in kept))
+    return Tape(losses, dot, combination, products, squares, tuple(forms))
 
 
-def _of_rows(kept: _Kept, rows: slice) -> _Kept:
-    """The site with some of its examples."""
-    chosen = jax.tree.map(lambda leaf: leaf[rows], (kept.activations, kept.cotangents))
-    return kept._replace(activations=chosen[0], cotangents=chosen[1])
-
-
-def _weighed(kept: _Kept, term: jax.Array, factors: Sequence[jax.Array] | None) -> jax.Array:
+def _weighed(kept: Kept, term: jax.Array, factors: Sequence[jax.Array] | None) -> jax.Array:
     """A site's part of an inner product, times the number of the one leaf that it reads."""
     (leaf,) = kept.site.depends
     return term if factors is None else factors[leaf].astype(term.dtype) * term
-
-
-def _dot(kept: _Kept, moved: Sequence[Any]) -> jax.Array:
-    """[r], <d_s, dF/dw moved>."""
-
-    def one(h: Sequence[Any], d: Sequence[Any]) -> jax.Array:
-        _, pushed = jax.jvp(lambda w: kept.site.apply(h, w), (kept.weights,), (list(moved),))
-        return jnp.stack([jnp.vdot(a, b) for a, b in zip(pushed, d, strict=True)]).sum()
-
-    return jax.vmap(one)(kept.activations, kept.cotangents)
-
-
-def _combination(kept: _Kept, coefficients: jax.Array) -> list[Any]:
-    """sum_s c_s (dF/dw)^T d_s, without a gradient of any example."""
-    _, transposed = jax.vjp(
-        lambda w: jax.vmap(lambda h: kept.site.apply(h, w))(kept.activations), kept.weights
-    )
-    return transposed([_times(leaf, coefficients) for leaf in kept.cotangents])[0]
-
-
-def _stack(kept: _Kept) -> jax.Array:
-    """[R, weights of the site], every example's own gradient at it."""
-    if (view := kept.site.view) is not None:
-        h, d = _seen(view, kept)
-        each = jnp.einsum("sti,stj->sij", h, d)
-        return each.reshape(each.shape[0], -1)
-
-    def one(h: Sequence[Any], d: Sequence[Any]) -> jax.Array:
-        _, transposed = jax.vjp(lambda w: kept.site.apply(h, w), kept.weights)
-        return _ravel(kept, transposed(list(d))[0])
-
-    return jax.vmap(one)(kept.activations, kept.cotangents)
-
-
-def _ravel(kept: _Kept, weights: Sequence[Any]) -> jax.Array:
-    """A site's weights as one line, in the order of its stack."""
-    if kept.site.view is not None:
-        return kept.site.view.matrix(weights[0]).reshape(-1)
-    return jnp.concatenate([leaf.reshape(-1) for leaf in weights])
-
-
-def _unravel(kept: _Kept, line: jax.Array) -> list[Any]:
-    """The weights that a line stands for: ``_ravel`` only reorders, so its transpose undoes it."""
-    (weights,) = jax.linear_transpose(lambda w: _ravel(kept, w), kept.weights)(line)
-    return weights
-
-
-def _pairs(kept: _Kept, others: slice) -> jax.Array:
-    """[R, n], sum over positions t, u of (h_st . h_ru) (d_st . d_ru), r among the others."""
-    view = kept.site.view
-    assert view is not None
-    h, d = _seen(view, kept)
-    if view.positions == 1:
-        return (h[:, 0] @ h[others, 0].T) * (d[:, 0] @ d[others, 0].T)
-    seen = jnp.einsum("sti,rui->srtu", h, h[others])
-    sent = jnp.einsum("stj,ruj->srtu", d, d[others])
-    return (seen * sent).sum(axis=(2, 3))
-
-
-def _squares(
-    kept: _Kept,
-    stack: jax.Array | None,
-    coefficients: jax.Array,
-    groups: jax.Array,
-    count: int,
-) -> jax.Array | None:
-    """[count], |sum_{s in k} c_s grad l_s|^2 at one site, from pairs or from the groups' sums."""
-    view = kept.site.view
-    coefficients = coefficients.astype(kept.cotangents[0].dtype)
-    size = sum(leaf.size for leaf in kept.weights)
-    if stack is None and view is not None and view.positions == 1 and len(groups) < size:
-        h, d = (leaf[:, 0] for leaf in _seen(view, kept))
-        same = groups[:, None] == groups[None, :]
-        pairs = jnp.where(same, (h @ h.T) * (d @ d.T), 0)
-        return jax.ops.segment_sum(coefficients * (pairs @ coefficients), groups, count)
-    if max(count, len(groups)) * size * coefficients.dtype.itemsize > ROOM:
-        return None
-    alone = _stack(kept) if stack is None else stack
-    sums = jax.ops.segment_sum(coefficients[:, None] * alone, groups, count)
-    return jnp.square(sums).sum(axis=1)
-
-
-def _seen(view: MatrixView, kept: _Kept) -> tuple[jax.Array, jax.Array]:
-    """[R, positions, inputs] activations and [R, positions, outputs] cotangents."""
-    (h,), (d,) = kept.activations, kept.cotangents
-    return jax.vmap(view.rows)(h), jax.vmap(view.columns)(d)
-
-
-def _times(leaf: jax.Array, coefficients: jax.Array) -> jax.Array:
-    """Each example's [R, ...] times its coefficient."""
-    shape = (-1, *(1 for _ in leaf.shape[1:]))
-    return leaf * coefficients.reshape(shape).astype(leaf.dtype)

@@ -7,6 +7,7 @@ of their own (``fairness``, ``probes``, ``preferences``).
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -91,6 +92,28 @@ def group_loss(loss_fn: ExampleLoss, inputs: Any, targets: Any) -> HeldOutLoss:
     if len(inputs) != len(targets):
         raise ValueError(f"targets are {len(targets)} and inputs {len(inputs)}; give one for each")
     return HeldOutLoss(loss_fn, ((jnp.asarray(inputs), jnp.asarray(targets)),), mean_loss)
+
+
+def drawn_loss(loss_fn: ExampleLoss, inputs: Any, targets: Any, *, size: int) -> HeldOutLoss:
+    """``group_loss`` of ``size`` of the group's rows, drawn anew as training goes on.
+
+    The rows are drawn without replacement by the key that ``redrawn(trainer, key, every=k)`` puts
+    in the context: V, and its gradient, are then unbiased estimates of the whole group's. Where
+    the context holds no draw, such as in an evaluation, it is the loss of all rows.
+
+    Args:
+        loss_fn: ``loss_fn(params, inputs, targets) -> [n]``.
+        inputs: [n, ...].
+        targets: [n, ...].
+        size: rows that are read in a step, from 1 to n.
+
+    Raises:
+        ValueError: as ``group_loss``; a size that the group does not have.
+    """
+    whole = group_loss(loss_fn, inputs, targets)
+    if not 1 <= size <= len(inputs):
+        raise ValueError(f"size={size} must lie between 1 and the group's {len(inputs)} rows")
+    return replace(whole, sizes=(size,))
 
 
 def linear_value(direction: Params) -> ValueLoss:

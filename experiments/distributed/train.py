@@ -32,6 +32,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--parameter-shards", type=int, default=1)
     made.add_argument("--epochs", type=int, default=4)
     made.add_argument("--order", choices=("fixed", "free"), default="fixed", help="of sums")
+    made.add_argument(
+        "--form", choices=("linearized", "one_pass"), default="linearized", help="of gradients"
+    )
     made.add_argument("--process", type=int, help="be this process instead of starting all")
     made.add_argument("--cluster", action="store_true", help="be the process the cluster says")
     made.add_argument("--prepare", action="store_true", help="deal out the data and end")
@@ -112,6 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             epochs=given.epochs,
             fixed=given.order == "fixed",
             parameter_shards=given.parameter_shards,
+            form=given.form,
             process=given.process or 0,
             processes=given.processes,
             coordinator=given.coordinator,

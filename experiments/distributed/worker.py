@@ -42,6 +42,7 @@ class Setup(NamedTuple):
         epochs: how many, each a settlement period.
         fixed: add gradients in a fixed order, the same bits on any number of devices.
         parameter_shards: devices that share one copy of the parameters.
+        form: of the agent gradients, "linearized" or "one_pass".
         process, processes, coordinator: of ``jax.distributed``; one process needs no coordinator.
         cluster: let JAX ask the cluster for these three.
         fail_after: the epoch after which this process kills itself, to see what becomes of the
@@ -52,6 +53,7 @@ class Setup(NamedTuple):
     epochs: int
     fixed: bool
     parameter_shards: int
+    form: Any
     process: int
     processes: int
     coordinator: str
@@ -103,6 +105,7 @@ def make_program(setup: Setup) -> Program:
             validation,
             values,
             estimator=partial(vcca.aumann_shapley, nodes=4),
+            method=setup.form,
         ),
         mesh,
         smallest=256,
@@ -170,6 +173,7 @@ def train(setup: Setup, program: Program) -> None:
                     "devices": jax.device_count(),
                     "parameter_shards": setup.parameter_shards,
                     "order": "fixed" if setup.fixed else "free",
+                    "form": setup.form,
                     "seconds": round(time.perf_counter() - begun, 2),
                     "ledger_head": ledger.verify().head,
                     "payouts": ledger.balances(),
