@@ -10,6 +10,7 @@ from experiments.attribution.config import FULL, SMOKE, Config
 from experiments.attribution.figures import draw_figures
 from experiments.attribution.tables import write_tables
 from experiments.cells import collected, write_results
+from experiments.expected import tell
 
 
 def run(config: Config, out: Path) -> None:
@@ -20,8 +21,11 @@ def run(config: Config, out: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse the command line and run."""
-    run(*asked(arguments, __doc__, FULL, SMOKE, "tiny, in seconds"))
+    """Parse the command line and run; compare a full run with what is expected of it."""
+    config, out = asked(arguments, __doc__, FULL, SMOKE, "tiny, in seconds")
+    run(config, out)
+    if config == FULL:
+        tell("attribution", out / "results")
 
 
 if __name__ == "__main__":

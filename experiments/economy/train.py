@@ -19,6 +19,7 @@ from experiments.economy.figures import draw_figures
 from experiments.economy.settling import credits_of, settle, settle_in_ledger, share_rules, totals
 from experiments.economy.tables import write_tables
 from experiments.economy.training import SCREENS, row_cosines, trainer
+from experiments.expected import tell
 from experiments.pages import say, write_records
 from vcca_jax.duplicates import near_duplicates
 
@@ -148,8 +149,13 @@ def run(config: Config, out: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse the command line and run."""
-    run(*asked(arguments, __doc__, FULL, SMOKE, "the same in seconds, to test it", parts=None))
+    """Parse the command line and run; compare a full run with what is expected of it."""
+    config, out = asked(
+        arguments, __doc__, FULL, SMOKE, "the same in seconds, to test it", parts=None
+    )
+    run(config, out)
+    if config == FULL:
+        tell("economy", out / "results")
 
 
 if __name__ == "__main__":

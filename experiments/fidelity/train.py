@@ -5,6 +5,7 @@ from pathlib import Path
 
 from experiments.arguments import asked
 from experiments.cells import collected, write_results
+from experiments.expected import tell
 from experiments.fidelity.analysis import results_of
 from experiments.fidelity.cells import run_task
 from experiments.fidelity.config import FULL, SMOKE, Config
@@ -19,8 +20,11 @@ def run(config: Config, out: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse the command line and run."""
-    run(*asked(arguments, __doc__, FULL, SMOKE, "bundled digits, tiny, in seconds"))
+    """Parse the command line and run; compare a full run with what is expected of it."""
+    config, out = asked(arguments, __doc__, FULL, SMOKE, "bundled digits, tiny, in seconds")
+    run(config, out)
+    if config == FULL:
+        tell("fidelity", out / "results")
 
 
 if __name__ == "__main__":

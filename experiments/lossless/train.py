@@ -6,6 +6,7 @@ from pathlib import Path
 
 from experiments.arguments import asked
 from experiments.cells import collected, write_results
+from experiments.expected import tell
 from experiments.lossless.cells import run_task
 from experiments.lossless.config import FULL, SMOKE, Config
 from experiments.lossless.figures import draw_figures
@@ -73,8 +74,11 @@ def run(config: Config, out: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse the command line and run."""
-    run(*asked(arguments, __doc__, FULL, SMOKE, "two small data sets, in seconds"))
+    """Parse the command line and run; compare a full run with what is expected of it."""
+    config, out = asked(arguments, __doc__, FULL, SMOKE, "two small data sets, in seconds")
+    run(config, out)
+    if config == FULL:
+        tell("lossless", out / "results")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import numpy as np
 
 from experiments.arguments import asked
 from experiments.benchmarks.timing import machine
+from experiments.expected import tell
 from experiments.pages import say, write_records
 from experiments.values import analysis
 from experiments.values.analysis import Record
@@ -113,8 +114,11 @@ def run(config: Config, out: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse the command line and run."""
-    run(*asked(arguments, __doc__, FULL, SMOKE, "the hospitals alone", parts="settings"))
+    """Parse the command line and run; compare a full run with what is expected of it."""
+    config, out = asked(arguments, __doc__, FULL, SMOKE, "the hospitals alone", parts="settings")
+    run(config, out)
+    if config == FULL:
+        tell("values", out / "results")
 
 
 if __name__ == "__main__":
