@@ -192,3 +192,20 @@ def test_a_value_reads_its_context_by_name():
 def test_bad_input_is_refused_by_name(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (lambda params: 0.0, r"losses\['mine'\] takes \(params\), and must take"),
+        (lambda params, context: jnp.zeros(3), r"losses\['mine'\] returns \(3,\) of float32"),
+        (lambda params, context: jnp.int32(3), "one floating-point number"),
+    ],
+)
+def test_what_is_no_value_loss_is_named(loss, message):
+    def measured():
+        values = value_losses({"mine": loss})
+        return values.losses(jnp.ones(2), None), values.gradients(jnp.ones(2), None)
+
+    with pytest.raises(ValueError, match=message):
+        measured()

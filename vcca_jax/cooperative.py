@@ -63,6 +63,19 @@ class Cooperative:
         """Names of the active agents, in the order of the axis."""
         return tuple(name for name in self.names if name)
 
+    def named(self, numbers: Any) -> dict[str, float]:
+        """[A] numbers by the members' names, such as credits; free slots are left out.
+
+        Raises:
+            ValueError: not one number a slot.
+        """
+        if np.shape(numbers) != (self.capacity,):
+            raise ValueError(
+                f"numbers has shape {np.shape(numbers)}; give one a slot, ({self.capacity},)"
+            )
+        told = np.asarray(numbers).tolist()
+        return {name: each for name, each in zip(self.names, told, strict=True) if name}
+
     def index(self, name: str) -> int:
         """Slot of a member; ``ValueError`` for a stranger."""
         if not name or name not in self.names:

@@ -5,6 +5,7 @@ here compose, since they take and return value losses. Fairness, probes and pref
 of their own (``fairness``, ``probes``, ``preferences``).
 """
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -41,21 +42,54 @@ def value_losses(losses: Mapping[str, ValueLoss]) -> Values:
     """Name the scalar functions of the parameters that stand for values.
 
     Raises:
-        ValueError: no value loss is given.
+        ValueError: no value loss is given, or one that does not take params and context; where it
+            is evaluated, one that returns no floating-point scalar.
     """
     if not losses:
         raise ValueError("losses={} names no value; give at least one loss(params, context)")
+    for name, loss in losses.items():
+        _check_arguments(name, loss)
     functions = tuple(losses.values())
+    told = [_named(name, loss) for name, loss in losses.items()]
 
     def values(params: Params, context: Any) -> jax.Array:
-        return jnp.stack([loss(params, context) for loss in functions])
+        return jnp.stack([loss(params, context) for loss in told])
 
     def gradients(params: Params, context: Any) -> tuple[jax.Array, Params]:
-        pairs = [jax.value_and_grad(loss)(params, context) for loss in functions]
+        pairs = [jax.value_and_grad(loss)(params, context) for loss in told]
         rows = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(row for _, row in pairs))
         return jnp.stack([loss for loss, _ in pairs]), rows
 
     return Values(tuple(losses), values, gradients, functions)
+
+
+def _check_arguments(name: str, loss: ValueLoss) -> None:
+    try:
+        signature = inspect.signature(loss)
+    except (TypeError, ValueError):  # what is not written in Python tells no signature
+        return
+    try:
+        signature.bind(None, None)
+    except TypeError as error:
+        raise ValueError(
+            f"losses[{name!r}] takes {signature}, and must take (params, context), also where it"
+            " looks at the parameters alone"
+        ) from error
+
+
+def _named(name: str, loss: ValueLoss) -> ValueLoss:
+    """The same loss, which says whose it is where it is none."""
+
+    def checked(params: Params, context: Any) -> jax.Array:
+        told = loss(params, context)
+        if jnp.shape(told) != () or not jnp.issubdtype(jnp.result_type(told), jnp.floating):
+            raise ValueError(
+                f"losses[{name!r}] returns {jnp.shape(told)} of {jnp.result_type(told)}; return one"
+                " floating-point number: a mean over rows"
+            )
+        return told
+
+    return checked
 
 
 def from_context(context: Any, name: str) -> Any:
