@@ -81,7 +81,15 @@ def test_no_public_stage_is_unlisted():
 
     assert makers(share_rules, ShareRule) - {"rule_from_spec"} == set(RULES)
     found = makers(baselines, Trainer) | makers(traversal, Trainer) | makers(vcca, Trainer)
-    wrappers = {"gradient_trainer", "noisy", "checked", "federated", "sharded"}
+    wrappers = {
+        "gradient_trainer",
+        "noisy",
+        "checked",
+        "federated",
+        "sharded",
+        "redrawn",
+        "retaken",
+    }
     assert found - wrappers == set(batch_trainers()) | set(round_trainers())
 
 
