@@ -37,9 +37,18 @@ SECONDS = 900
 class OwnKernel(AsyncKernelManager):
     """A kernel of the interpreter that runs this, whatever kernels are installed for the user."""
 
+    sockets = ""
+    """Folder of the sockets that are spoken over; a subclass names one.
+
+    In the file system nobody else can listen, and in a folder of their own kernels that start at
+    the same moment do not take the same ones, as they would by the default's names.
+    """
+
     def __init__(self, **terms: Any) -> None:
-        """Speak over a socket in the file system, which nobody else can listen to."""
-        super().__init__(**({"transport": "ipc"} if os.name == "posix" else {}), **terms)
+        """Speak over them where the system has them."""
+        if os.name == "posix":
+            terms |= {"transport": "ipc", "ip": f"{self.sockets}/kernel"}
+        super().__init__(**terms)
 
     @property
     def kernel_spec(self) -> KernelSpec:
@@ -88,15 +97,16 @@ def executed(source: Path, *, smoke: bool = False, environment: Mapping[str, str
         "VCCA_SMOKE": "1" if smoke else "0",
         **environment,
     }
-    client = NotebookClient(
-        notebook,
-        kernel_manager_class=OwnKernel,
-        timeout=SECONDS,
-        record_timing=False,
-        coalesce_streams=True,
-        resources={"metadata": {"path": str(ROOT)}},
-    )
-    client.execute(env=variables)
+    with tempfile.TemporaryDirectory(prefix="vcca-") as sockets:
+        client = NotebookClient(
+            notebook,
+            kernel_manager_class=type("PlacedKernel", (OwnKernel,), {"sockets": sockets}),
+            timeout=SECONDS,
+            record_timing=False,
+            coalesce_streams=True,
+            resources={"metadata": {"path": str(ROOT)}},
+        )
+        client.execute(env=variables)
     return stripped(notebook)
 
 
