@@ -228,7 +228,11 @@ def test_shells_are_offered_commands_and_runs(runs):
 def test_a_real_interrupt_keeps_what_was_settled(tmp_path):
     command = [sys.executable, "-m", "vcca_jax.cli", "run", str(CONFIG), "--runs", str(tmp_path)]
     process = subprocess.Popen(
-        [*command, "--name", "a", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [*command, "--name", "a", "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # Where the tests run in the background, interrupts are ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     ledger = tmp_path / "a" / "ledger.sqlite"
     limit = time.monotonic() + 300
