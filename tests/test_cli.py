@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from tests.run_examples import CONFIG, digests
+from tests.run_examples import CONFIG, digests, edit_payout
 from vcca_jax import cli
 from vcca_jax.runs import load_config
 
@@ -131,17 +131,12 @@ def test_another_configuration_does_not_continue_a_run(config, runs, tmp_path):
 def test_a_corrupt_ledger_is_refused_and_left_as_it_is(runs, tmp_path):
     shutil.copytree(runs / "demo", tmp_path / "demo")
     path = tmp_path / "demo" / "ledger.sqlite"
-    content = bytearray(path.read_bytes())
-    # A digit of a stored payout, the kind of edit that a thief would make.
-    place = content.index(b'"postings"')
-    place = next(i for i in range(place, len(content)) if chr(content[i]) in "123456789")
-    content[place] ^= 1
-    path.write_bytes(bytes(content))
+    edited = edit_payout(path)
     for command in ("verify", "resume"):
         result = invoke(command, "demo", "--runs", tmp_path)
         assert result.exit_code == 1
         assert "Traceback" not in result.output
-        assert path.read_bytes() == bytes(content)
+        assert path.read_bytes() == edited
 
 
 def test_a_foreign_ledger_is_refused(runs, tmp_path):

@@ -18,7 +18,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.report_examples import EPOCHS, made_run
-from tests.run_examples import CONFIG
+from tests.run_examples import CONFIG, edit_payout
 from vcca_jax import __version__, cli, console
 from vcca_jax import runs as package
 from vcca_jax.ledger import Ledger
@@ -131,11 +131,7 @@ def test_a_sound_run_ends_with_zero_and_says_so_in_json(runs):
 def test_damage_ends_with_one_and_says_so_in_json(runs, tmp_path):
     shutil.copytree(runs / "demo", tmp_path / "demo")
     path = tmp_path / "demo" / "ledger.sqlite"
-    content = bytearray(path.read_bytes())
-    place = content.index(b'"postings"')
-    place = next(i for i in range(place, len(content)) if chr(content[i]) in "123456789")
-    content[place] ^= 1
-    path.write_bytes(bytes(content))
+    edit_payout(path)
     page = tmp_path / "page.html"
     for command in (("verify", "demo"), ("report", "demo", "--out", page)):
         result = invoke(*command, "--runs", tmp_path, "--json")
