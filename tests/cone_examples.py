@@ -7,13 +7,14 @@ import numpy as np
 import quadprog
 from hypothesis import strategies as st
 
+from tests.compiling import optimized
 from vcca_jax.cones import cone_projection
 
 ROWS, WIDTH = 5, 8  # the padded shape of the free tests: one trace for all of them
 KINDS = ("plain", "margins", "duplicate", "opposing", "zero", "correlated")
 
-project_batch = jax.jit(jax.vmap(cone_projection))
-project_one = jax.jit(cone_projection)
+project_batch = optimized(jax.vmap(cone_projection))
+project_one = optimized(cone_projection)
 
 
 def enumerated(g, normals, margins):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import quadprog
 
+from tests.compiling import optimized
 from tests.cone_examples import (
     SMALL,
     batch,
@@ -98,7 +99,7 @@ def test_a_batch_says_which_argument_does_not_fit():
             solve_cone_duals(grams, deficits, **{name: jnp.zeros((2, 2))})
     with pytest.raises(ValueError, match="policy='hope'"):
         solve_cone_duals(grams, deficits, policy="hope")
-    solve = jax.jit(solve_cone_duals)
+    solve = optimized(solve_cone_duals)
     assert solve(jnp.zeros((0, 2, 2)), jnp.zeros((0, 2))).feasible.shape == (0,)
     assert solve(jnp.zeros((3, 0, 0)), jnp.zeros((3, 0))).feasible.all()
 
@@ -162,7 +163,7 @@ def test_one_correction_in_parameter_space_brings_the_digits_back(
     corrected = project_batch(*batch(asked, SMALL, np.float32))
     monkeypatch.setattr(cones, "CORRECTION_STEPS", 0)
     # A new function: the steps are read while tracing, and jit caches traces by function.
-    plain = jax.jit(jax.vmap(lambda *cone: cone_projection(*cone)))(
+    plain = optimized(jax.vmap(lambda *cone: cone_projection(*cone)))(
         *batch(asked, SMALL, np.float32)
     )
     assert worst_error(corrected, references) <= allowed

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import quadprog
 
+from tests.compiling import optimized
 from tests.cone_examples import (
     KINDS,
     SMALL,
@@ -147,8 +148,8 @@ def test_a_batch_of_duals_equals_one_at_a_time():
     def one(gram, deficit, mask, margins):
         return solve_cone_dual(gram, deficit, mask, margins=margins)
 
-    single = jax.jit(jax.vmap(one))(grams, deficits, mask, limits)
-    together = jax.jit(lambda *parts: solve_cone_duals(*parts[:3], margins=parts[3]))(
+    single = optimized(jax.vmap(one))(grams, deficits, mask, limits)
+    together = optimized(lambda *parts: solve_cone_duals(*parts[:3], margins=parts[3]))(
         grams, deficits, mask, limits
     )
     # More hard programs than one block holds, and not a multiple of it.
@@ -193,7 +194,7 @@ def test_one_step_in_parameter_space_gains_a_digit(monkeypatch, condition):
     errors = []
     for steps in (0, 1):
         monkeypatch.setattr(cones, "CORRECTION_STEPS", steps)
-        projection = jax.jit(jax.vmap(lambda *cone: cone_projection(*cone)))(*padded)
+        projection = optimized(jax.vmap(lambda *cone: cone_projection(*cone)))(*padded)
         assert projection.feasible.all()
         errors.append(worst_error(projection, exact))
     assert errors[1] <= (1e-6 if condition == 100.0 else 1e-5)

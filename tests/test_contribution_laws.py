@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.compiling import optimized
 from tests.estimators import ESTIMATORS, those
 from tests.games import learning, multilinear, of_table
 from vcca_jax import contribution
@@ -23,7 +24,7 @@ seeds = st.integers(0, 2**16)
 def on_learning(name, **options):
     """Credits in the learning game, compiled once for all parts and weights of one shape."""
     estimate = functools.partial(ESTIMATORS[name].estimate, **options)
-    return jax.jit(lambda parts, weights: estimate(learning(parts), weights))
+    return optimized(lambda parts, weights: estimate(learning(parts), weights))
 
 
 @functools.cache
@@ -129,7 +130,7 @@ def test_null_agent_among_matrix_products_gets_exactly_zero(name, agents, batch_
 
     options = {"batch_size": batch_size or 1} if ESTIMATORS[name].chunked else {}
     estimate = functools.partial(ESTIMATORS[name].estimate, utility, **options)
-    credits = np.asarray(jax.jit(estimate)(jnp.ones(agents)))
+    credits = np.asarray(optimized(estimate)(jnp.ones(agents)))
     assert credits[2] == 0
     assert np.count_nonzero(credits) == agents - 1
 
