@@ -76,7 +76,7 @@ docs: $(READY) ## build the documentation into build/docs, warnings as errors
 	$(BIN)/sphinx-build -E -W -n -q docs build/docs
 
 benchmarks: data ## measure the speed claims side by side
-	for name in traversal one_pass cuts federated projection conic screening samplers trajectory \
+	for name in traversal one_pass forms cuts federated projection conic screening samplers trajectory \
 	  credit limits latency scale precision ledger refresh roofline in_run authors; do \
 	  $(BIN)/python -m experiments.benchmarks.$$name \
 	    --out experiments/benchmarks/results/$$name.json || exit 1; done

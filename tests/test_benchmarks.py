@@ -11,6 +11,7 @@ from experiments.benchmarks import (
     credit,
     cuts,
     federated,
+    forms,
     in_run,
     latency,
     ledger,
@@ -35,6 +36,7 @@ from experiments.benchmarks import (
         pytest.param(credit, marks=pytest.mark.slow),  # games, retraining and influence
         pytest.param(cuts, marks=pytest.mark.slow),  # a step of three models at every cut
         pytest.param(federated, marks=pytest.mark.slow),  # beside rounds, their evaluation
+        pytest.param(forms, marks=pytest.mark.slow),  # four forms of two steps
         pytest.param(in_run, marks=pytest.mark.slow),  # three steps to compile
         pytest.param(latency, marks=pytest.mark.slow),  # processes that compile from nothing
         ledger,

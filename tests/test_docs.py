@@ -169,9 +169,10 @@ def test_code_runs_as_it_stands(path, tmp_path, monkeypatch):
             exec(compile(block, f"{path.name}, block {i + 1}", "exec"), scope)
 
 
-def test_the_first_block_of_training_runs_by_itself():
+@pytest.mark.parametrize("path", [START, DOCS / "forms.md"], ids=lambda path: path.stem)
+def test_the_first_block_runs_by_itself(path, capsys):
     scope = {}
-    exec(compile(blocks(START)[0], START.name, "exec"), scope)
+    exec(compile(blocks(path)[0], path.name, "exec"), scope)
     assert scope["members"].sizes.sum() == 400
 
 

@@ -301,7 +301,8 @@ def test_credit_by_sample_says_what_it_takes():
     loss_fn, params, batch, held_out = setting()
     values = value_losses({"group": held_out["group"]})
     given = (loss_fn, optax.adam(0.1), held_out["group"], values)
-    for wrong in ({}, {"method": "one_pass"}, {"estimator": first_order}):
+    not_passing = {"estimator": first_order, "method": "linearized"}
+    for wrong in ({}, {"method": "one_pass"}, not_passing):
         with pytest.raises(ValueError, match="credit_examples=True takes"):
             cooperate(*given, credit_examples=True, **wrong)
     trainer = cooperate(*given, method="one_pass", estimator=first_order, credit_examples=True)

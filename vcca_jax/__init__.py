@@ -98,6 +98,7 @@ from vcca_jax.sharded_batch import (
 from vcca_jax.sharding import agent_mesh, parameter_shardings, sharded, sharded_loss, spread_loss
 from vcca_jax.share_rules import RESERVE, ShareRule
 from vcca_jax.shared_pass import OnePass, shared_pass
+from vcca_jax.step_forms import FormCost, cheapest_form, form_costs
 from vcca_jax.streaming import StoredShards, open_shards, store_shards, stream_batches
 from vcca_jax.subtrees import by_subtree
 from vcca_jax.trainer import (
@@ -124,6 +125,7 @@ __all__ = [
     "CooperateInfo",
     "CooperateState",
     "Cooperative",
+    "FormCost",
     "HeldOutLoss",
     "Keyed",
     "Ledger",
@@ -163,6 +165,7 @@ __all__ = [
     "by_principal",
     "by_subtree",
     "centralized",
+    "cheapest_form",
     "check_boundary",
     "checked",
     "cone_projection",
@@ -182,6 +185,7 @@ __all__ = [
     "fedprox",
     "first_order",
     "forbid",
+    "form_costs",
     "freeze",
     "from_linen",
     "from_nnx",

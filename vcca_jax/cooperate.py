@@ -11,12 +11,16 @@ import optax
 from vcca_jax import screening
 from vcca_jax.admission import informed_update
 from vcca_jax.contribution import Estimator, aumann_shapley, first_order
-from vcca_jax.gradients import Method
 from vcca_jax.metric import Metric
 from vcca_jax.profiles import ValueProfiles
 from vcca_jax.screening import Screen, ScreenReport
-from vcca_jax.shared_pass import OnePass
-from vcca_jax.step_gradients import Losses, passes, step_gradients, step_worth
+from vcca_jax.step_gradients import (
+    Losses,
+    StepMethod,
+    passes,
+    step_gradients,
+    step_worth,
+)
 from vcca_jax.trainer import ExampleLoss, Params, Trainer, where_live
 from vcca_jax.utility import OneStepUtility, one_step_utility
 from vcca_jax.values import Values
@@ -91,7 +95,7 @@ def cooperate(
     screen: Screen | None = None,
     screen_inside: bool = False,
     estimator: Estimator | None = None,
-    method: Method | OnePass = "linearized",
+    method: StepMethod = "auto",
     metric: Metric | None = None,
     stream_values: bool = False,
     credit_examples: bool = False,
@@ -117,7 +121,9 @@ def cooperate(
             nodes by default, which suffice for the short way of one step.
         method: form of the agent gradients. "one_pass", or ``OnePass`` with its options, takes the
             examples of value losses and of the validation loss that name them (``group_loss``)
-            along with the batch: one forward and one backward pass for all of the step.
+            along with the batch: one forward and one backward pass for all of the step. "auto"
+            takes the cheapest by shapes that fits into memory (``form_costs``). All give the same
+            numbers to rounding.
         metric: screens in the metric of the optimizer, such as ``adam_metric()``; it takes one
             more backward pass.
         stream_values: never hold the M value gradients at once; see ``streamed_rows``. In one pass
@@ -132,6 +138,8 @@ def cooperate(
             not of that kind, where the estimator does not return one credit an agent, or the screen
             no ``ScreenReport``.
     """
+    if credit_examples and method == "auto":
+        method = "one_pass"
     if credit_examples and (
         not passes(method) or estimator is not first_order or screen_inside or stream_values
     ):

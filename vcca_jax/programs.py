@@ -1,10 +1,11 @@
 """Traced programs, operation by operation: shared by all that reads or rewrites one."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr
+from jax.extend.core import ClosedJaxpr, Jaxpr
 
 # Operations that only run an inner program, and where they keep it; ``custom`` ones have a
 # derivative of their own beside it.
@@ -42,3 +43,38 @@ def bind(equation: Any, values: Sequence[Any]) -> list[jax.Array]:
     primitive = equation.primitive
     told = primitive.bind(*values, **primitive.get_bind_params(equation.params))
     return list(told) if primitive.multiple_results else [told]
+
+
+def multiplications(equations: Sequence[Any]) -> int:
+    """How many numbers the products of matrices and the convolutions in a program multiply.
+
+    A loop of known length counts all its turns, one of unknown length a single turn, and a choice
+    its dearest branch; what works element by element counts nothing.
+    """
+    return sum(_multiplications(equation) for equation in equations)
+
+
+def _multiplications(equation: Any) -> int:
+    name, parameters = equation.primitive.name, equation.params
+    if name == "dot_general":
+        left, right = (operand.aval.shape for operand in equation.invars[:2])
+        (_, contracted), (_, batch) = parameters["dimension_numbers"]
+        free = [size for axis, size in enumerate(right) if axis not in (*contracted, *batch)]
+        return math.prod(left) * math.prod(free)
+    if name == "conv_general_dilated":
+        window = equation.invars[1].aval.shape
+        features = window[parameters["dimension_numbers"].rhs_spec[0]]
+        return math.prod(equation.outvars[0].aval.shape) * math.prod(window) // features
+    inner = [multiplications(program.eqns) for program in _inner_programs(parameters)]
+    if name == "cond":
+        return max(inner)
+    return parameters.get("length", 1) * sum(inner) if name == "scan" else sum(inner)
+
+
+def _inner_programs(parameters: dict[str, Any]) -> Iterator[Jaxpr]:
+    for value in parameters.values():
+        for each in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(each, ClosedJaxpr):
+                yield each.jaxpr
+            elif isinstance(each, Jaxpr):
+                yield each

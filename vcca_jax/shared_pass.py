@@ -148,6 +148,17 @@ def take(rows: Rows, columns: Sequence[int]) -> Rows:
     return _rows(rows.shared.known, tuple(rows.shared.columns[c] for c in columns))
 
 
+def joined_rows(
+    loss_fn: ExampleLoss, batch: VirtualBatch, held_out: Sequence[HeldOut], context: Any = None
+) -> list[int]:
+    """How many rows each held-out loss brings to a pass, of those that join it."""
+    return [
+        sum(map(_count, loss.groups(context)))
+        for loss in held_out
+        if isinstance(loss, HeldOutLoss) and _joins(loss, loss_fn, batch)
+    ]
+
+
 def _joins(loss: HeldOutLoss, loss_fn: ExampleLoss, batch: VirtualBatch) -> bool:
     """Whether a loss's examples can stand in one batch with the training samples."""
     mine = _form((batch.inputs, batch.targets))

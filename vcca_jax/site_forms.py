@@ -11,9 +11,9 @@ A number that is written to memory and read back costs some twenty multiplicatio
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
-from vcca_jax.sites import Site
+from vcca_jax.sites import SiteSize
 
 Form = Literal["auto", "pairs", "stacked", "directions"]
 
@@ -21,54 +21,56 @@ PASS = 20
 """Multiplications in the time in which a number goes to memory or comes from it."""
 ROOM = 2**28
 """Bytes that one site may hold beside its activations, at most."""
-_WIDTH = 4
+WIDTH = 4
+"""Bytes of a number."""
 
 
-class SiteSize(NamedTuple):
-    """What the choice needs to know of a site.
-
-    Attributes:
-        weights: numbers in its weights.
-        outputs: numbers in one example's outputs.
-    """
-
-    weights: int
-    outputs: int
-
-
-def site_form(
-    site: Site, size: SiteSize, *, alone: bool, examples: int, blocks: Sequence[int], wish: Form
-) -> Form:
+def site_form(size: SiteSize, *, examples: int, blocks: Sequence[int], wish: Form = "auto") -> Form:
     """The cheapest form that fits, or the wished one where the site has it.
 
     Args:
-        site: it.
-        size: its.
-        alone: its weights meet data nowhere else, which pairs need: they leave out what a leaf
-            that is used at several sites owes to their combination.
+        size: the site's.
         examples: R.
         blocks: rows in each of the K directions.
         wish: a form, or "auto".
     """
     if not blocks:
         return "directions"
-    view, directions, others = site.view, len(blocks), sum(blocks)
-    pairable = view is not None and site.leaf and alone
-    if wish == "pairs" and pairable:
+    if wish == "pairs" and _pairable(size):
         return "pairs"
     if wish in ("stacked", "directions"):
         return wish
-    stack_fits = _WIDTH * examples * size.weights <= ROOM
-    if view is None:
+    costs = site_costs(size, examples=examples, blocks=blocks)
+    return min(costs, key=lambda form: costs[form])
+
+
+def site_costs(size: SiteSize, *, examples: int, blocks: Sequence[int]) -> dict[Form, float]:
+    """Multiplications an example of the forms that fit; see the module for what they count.
+
+    Args:
+        size: the site's.
+        examples: R.
+        blocks: rows in each of the K directions, perhaps none.
+    """
+    directions, others = len(blocks), sum(blocks)
+    stack_fits = WIDTH * examples * size.weights <= ROOM
+    if size.shape is None:
         # Elementwise operations and look-ups: a small gradient is cheaper kept than taken anew.
-        return "stacked" if stack_fits and size.weights <= size.outputs else "directions"
-    one = view.inputs * view.outputs
-    combine = view.positions * one
-    pair_room = _WIDTH * examples * others * view.positions**2
-    costs: dict[Form, float] = {"directions": (directions * (1 + others / examples) + 1) * combine}
+        one = float(max(size.multiplications, size.outputs))
+        costs: dict[Form, float] = {"directions": (directions + 1) * one}
+        if stack_fits and size.weights <= size.outputs:
+            costs = {"stacked": one + size.weights * (directions + 1)}
+        return costs
+    positions, inputs, outputs = size.shape
+    one, combine = float(inputs * outputs), float(positions * inputs * outputs)
+    costs = {"directions": (directions * (1 + others / examples) + 1) * combine}
     if stack_fits:
         costs["stacked"] = combine + one * (directions + 1 + 3 * PASS)
-    if pairable and pair_room <= ROOM:
-        pairs = others * view.positions**2 * (view.inputs + view.outputs + 2 * PASS)
-        costs["pairs"] = pairs + combine
-    return min(costs, key=lambda form: costs[form])
+    if _pairable(size) and WIDTH * examples * others * positions**2 <= ROOM:
+        costs["pairs"] = others * positions**2 * (inputs + outputs + 2 * PASS) + combine
+    return costs
+
+
+def _pairable(size: SiteSize) -> bool:
+    """Pairs leave out what a leaf that is used at several sites owes to their combination."""
+    return size.shape is not None and size.alone

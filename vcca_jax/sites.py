@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Literal
 
-from vcca_jax.programs import bind, inner_program
+from vcca_jax.programs import bind, inner_program, multiplications
 from vcca_jax.site_views import VIEWS, MatrixView, ViewRule
 
 # A leaf seen through these is the same numbers: inner products do not change.
@@ -29,12 +29,14 @@ class Site(NamedTuple):
         depends: places of the parameter leaves that its weights are made of.
         leaf: its weights are one parameter leaf, perhaps in another order.
         view: the site as a product of matrices, or None.
+        multiplications: of its products of matrices.
     """
 
     apply: Callable[[Sequence[Any], Sequence[Any]], list[Any]]
     depends: frozenset[int]
     leaf: bool
     view: MatrixView | None
+    multiplications: int
 
 
 class Met(NamedTuple):
@@ -71,6 +73,83 @@ class _Value(NamedTuple):
     depends: frozenset[int] = frozenset()
     narrow: Any = None
     widening: tuple[Any, ...] = ()
+
+
+class SiteSize(NamedTuple):
+    """What is known of a site without running it; counts are of one example.
+
+    Attributes:
+        shape: (positions, inputs, outputs) of its view, or None.
+        alone: its weights are one leaf that meets data nowhere else.
+        weights: numbers in its weights.
+        activations: numbers in its activations.
+        outputs: numbers in its outputs.
+        multiplications: of its products of matrices.
+    """
+
+    shape: tuple[int, int, int] | None
+    alone: bool
+    weights: int
+    activations: int
+    outputs: int
+    multiplications: int
+
+
+class Survey(NamedTuple):
+    """The program of one example's loss, seen by its shapes alone.
+
+    Attributes:
+        program: of (leaves, data) -> loss.
+        sizes: of its sites.
+        outputs: shapes of each site's outputs.
+    """
+
+    program: ClosedJaxpr
+    sizes: list[SiteSize]
+    outputs: list[list[jax.ShapeDtypeStruct]]
+
+
+def survey(
+    of_one: Callable[[Sequence[Any], Sequence[Any]], jax.Array],
+    leaves: Sequence[Any],
+    data: Sequence[jax.ShapeDtypeStruct],
+    views: Mapping[str, ViewRule] = VIEWS,
+) -> Survey:
+    """Trace ``of_one(leaves, data) -> scalar``, the loss of one example, and see its sites.
+
+    Args:
+        of_one: the loss.
+        leaves: of the parameters.
+        data: of the example.
+        views: as for ``run``.
+    """
+    # Of bare shapes, so that the program knows no devices and runs on any part of them.
+    bare = [jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves]
+    program = jax.make_jaxpr(of_one)(bare, data)
+    noted: list[list[Site]] = []
+
+    def standing(leaves: Sequence[Any], data: Sequence[Any]) -> Any:
+        met = run(program, leaves, data, None, views)
+        noted.append(met.sites)
+        return met.weights, met.activations, met.outputs
+
+    told = jax.eval_shape(standing, bare, data)
+    sites = noted[0]
+    sizes = []
+    for i, (site, *shapes) in enumerate(zip(sites, *told, strict=True)):
+        weights, activations, outputs = (sum(leaf.size for leaf in each) for each in shapes)
+        others = [other.depends for j, other in enumerate(sites) if j != i]
+        sizes.append(
+            SiteSize(
+                shape=None if site.view is None else site.view[:3],
+                alone=site.leaf and not any(site.depends & depends for depends in others),
+                weights=weights,
+                activations=activations,
+                outputs=outputs,
+                multiplications=site.multiplications,
+            )
+        )
+    return Survey(program, sizes, told[2])
 
 
 def run(
@@ -184,6 +263,7 @@ def _meet(
             frozenset[int]().union(*(operand.depends for operand in of_weights)),
             all(operand.leaf for operand in of_weights) and len(of_weights) == 1,
             rule(equation.params, *values) if rule is not None and seen else None,
+            multiplications([equation]),
         )
     )
     met.weights.append([o.narrow if o.widening else o.value for o in of_weights])

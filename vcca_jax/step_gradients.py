@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +11,13 @@ from vcca_jax.gradients import AgentGradients, Method, agent_gradients
 from vcca_jax.held_out import HeldOutLoss
 from vcca_jax.rows import Rows, streamed_rows
 from vcca_jax.shared_pass import AUTOMATIC, OnePass, losses_at, shared_pass, take
+from vcca_jax.step_forms import cheapest_form, form_costs
 from vcca_jax.trainer import ExampleLoss, Params
 from vcca_jax.values import Values
 from vcca_jax.virtual_batch import VirtualBatch
+
+StepMethod = Method | OnePass | Literal["auto"]
+"""A form of the agent gradients, with its options perhaps, or the cheapest by shapes."""
 
 
 class StepGradients(NamedTuple):
@@ -54,7 +58,7 @@ class Losses(NamedTuple):
     values: Values
 
 
-def passes(method: Method | OnePass) -> bool:
+def passes(method: StepMethod) -> bool:
     """Whether a form takes held-out examples along."""
     return isinstance(method, OnePass) or method == "one_pass"
 
@@ -65,7 +69,7 @@ def step_gradients(
     batch: VirtualBatch,
     context: Any,
     *,
-    method: Method | OnePass,
+    method: StepMethod,
     stream_values: bool,
     follow_validation: bool,
 ) -> StepGradients:
@@ -76,11 +80,15 @@ def step_gradients(
         params: theta.
         batch: the step's.
         context: of the value losses.
-        method: form of the agent gradients.
+        method: form of the agent gradients; "auto" leaves it to ``step_forms``.
         stream_values: never hold the M value gradients at once.
         follow_validation: the validation gradient will be asked for.
     """
     loss_fn, validation, values = losses
+    if method == "auto":
+        held_out = [*values.functions, _valued(validation)]
+        costs = form_costs(loss_fn, params, batch, held_out, context, apart=stream_values)
+        method = cheapest_form(costs)
     if not passes(method) or stream_values:
         gradients = agent_gradients(
             loss_fn, params, batch, method="one_pass" if isinstance(method, OnePass) else method
@@ -90,11 +98,9 @@ def step_gradients(
             return StepGradients(gradients, told, streamed_rows(values, params, context))
         return StepGradients(gradients, *values.gradients(params, context))
     options = method if isinstance(method, OnePass) else AUTOMATIC
-    held_out = [*values.functions]
     along = follow_validation or isinstance(validation, HeldOutLoss)
-    if along:
-        held_out.append(_valued(validation))
-    seen = shared_pass(loss_fn, params, batch, held_out, context, options=options)
+    taken = [*values.functions, *([_valued(validation)] if along else [])]
+    seen = shared_pass(loss_fn, params, batch, taken, context, options=options)
     count = len(values.functions)
     return StepGradients(
         seen.gradients,

@@ -35,10 +35,10 @@ import jax.numpy as jnp
 
 from vcca_jax import site_products
 from vcca_jax.placement import Segment, placed
-from vcca_jax.site_forms import Form, SiteSize, site_form
+from vcca_jax.site_forms import Form, site_form
 from vcca_jax.site_products import Kept, of_rows
 from vcca_jax.site_views import VIEWS, ViewRule
-from vcca_jax.sites import Site, run
+from vcca_jax.sites import Site, run, survey
 from vcca_jax.trainer import ExampleLoss, Params
 
 EVERY = slice(None)
@@ -141,10 +141,8 @@ def record_segments(
         alone = jax.tree.unflatten(example, [leaf[None] for leaf in data])
         return loss_fn(jax.tree.unflatten(structure, leaves), *alone)[0]
 
-    # Of bare shapes, so that the program knows no devices and runs on any part of them.
-    bare = [jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves]
-    program = jax.make_jaxpr(of_one)(bare, first)
-    shapes = jax.eval_shape(lambda data: run(program, leaves, data, None, views).outputs, first)
+    program, sizes, shapes = survey(of_one, leaves, first, views)
+    forms = [site_form(size, examples=count, blocks=blocks, wish=form) for size in sizes]
     noted: list[list[Site]] = []
 
     def weights_of(leaves: Sequence[Any]) -> list[list[Any]]:
@@ -157,21 +155,6 @@ def record_segments(
     standing, pull_weights = jax.vjp(weights_of, leaves)
     sites = noted[0]
     every = range(len(sites))
-    alone = [
-        not any(site.depends & o.depends for j, o in enumerate(sites) if j != i)
-        for i, site in enumerate(sites)
-    ]
-    forms = [
-        site_form(
-            site,
-            SiteSize(*(sum(leaf.size for leaf in each) for each in (standing[i], shapes[i]))),
-            alone=alone[i],
-            examples=count,
-            blocks=blocks,
-            wish=form,
-        )
-        for i, site in enumerate(sites)
-    ]
 
     def kept(held: _Held, standing: list[list[Any]], rows: slice = EVERY) -> list[Kept]:
         """The sites, with some of a part's rows."""
@@ -290,7 +273,7 @@ def record_segments(
         rows: slice = EVERY,
         weights: Params | None = None,
     ) -> jax.Array | None:
-        if not all(alone) or not all(site.leaf for site in sites):
+        if not all(size.alone for size in sizes):
             return None
         dealt, number = where.deal_groups(groups, count, rows)
         own = where.within(rows)

@@ -90,6 +90,16 @@ class Setting:
         stated = [[vcca.protect(name) for name in self.values.names]] * agents
         self.profiles = jax.tree.map(jnp.asarray, vcca.value_profiles(self.values.names, stated))
 
+    def unname(self) -> None:
+        """The same held-out losses as functions of the parameters that tell no examples."""
+
+        def hidden(loss: Any) -> Any:
+            return lambda params, context=None: loss(params, context)
+
+        functions = zip(self.values.names, self.values.functions, strict=True)
+        self.values = vcca.value_losses({name: hidden(loss) for name, loss in functions})
+        self.validation = hidden(self.validation)
+
     def whole(
         self, method: Any, optimizer: optax.GradientTransformation, by_sample: bool
     ) -> vcca.Trainer:

@@ -107,6 +107,7 @@ def run(seed: int, lower: bool, epochs: int) -> tuple[np.ndarray, np.ndarray]:
         values,
         screen=screen,
         estimator=partial(vcca.aumann_shapley, nodes=4),
+        method="linearized",
     )
 
     def step(state: Any, at: Any) -> Any:

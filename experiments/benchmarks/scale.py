@@ -101,6 +101,7 @@ def whole_step(
         losses,
         screen=vcca.screen("project", scope="own"),
         estimator=vcca.influence,
+        method="linearized",
     )
     return model, trainer, losses.names
 
