@@ -44,6 +44,8 @@ class AgentGradients(NamedTuple):
         losses: [A], each agent's additive part of the batch's mean loss.
         present: [A] bool, agents with a live sample in the batch; the others have g_i = 0.
         active: [A] bool, members of the cooperative.
+        most_present: how many agents are present at most, by shapes alone: a batch of B samples is
+            of at most B agents, however many there are. None where nothing is known.
     """
 
     dot: Callable[[Params], jax.Array]
@@ -53,6 +55,7 @@ class AgentGradients(NamedTuple):
     losses: jax.Array
     present: jax.Array
     active: jax.Array
+    most_present: int | None = None
 
 
 def agent_gradients(
@@ -79,15 +82,16 @@ def agent_gradients(
     Raises:
         ValueError: an unknown method, or a ``loss_fn`` that does not return one loss an example.
     """
-    if method == "linearized":
-        return _linearized(loss_fn, params, batch, samples_per_visit)
-    if method == "one_pass":
-        return _one_pass(loss_fn, params, batch, samples_per_visit)
-    if method == "stacked":
-        return _stacked(loss_fn, params, batch, samples_per_visit)
-    if method == "scanned":
-        return _scanned(loss_fn, params, batch, samples_per_visit)
-    raise ValueError(f"method={method!r} must be 'linearized', 'one_pass', 'scanned' or 'stacked'")
+    forms = {
+        "linearized": _linearized,
+        "one_pass": _one_pass,
+        "scanned": _scanned,
+        "stacked": _stacked,
+    }
+    if method not in forms:
+        raise ValueError(f"method={method!r} must be one of {sorted(forms)}")
+    made = forms[method](loss_fn, params, batch, samples_per_visit)
+    return made._replace(most_present=batch.mask.size)
 
 
 def from_stack(
@@ -149,6 +153,7 @@ def from_tape(
         losses=_agent_sum(share * tape.losses[mine], batch.owners, capacity),
         present=present(batch),
         active=batch.active,
+        most_present=batch.mask.size,
     )
 
 
