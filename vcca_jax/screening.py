@@ -268,10 +268,10 @@ def _judged(
             rules = jax.tree.map(lambda leaf: leaf[slots], rules)
             here = here._replace(pattern=space.pattern[slots])
         found = _judged(decide, rules, together, here, scope, None)
-        agents = space.share.shape[1]
+        capacity = space.share.shape[1]
 
         def spread(leaf: jax.Array, axis: int) -> jax.Array:
-            shape = (*leaf.shape[:axis], agents, *leaf.shape[axis + 1 :])
+            shape = (*leaf.shape[:axis], capacity, *leaf.shape[axis + 1 :])
             place = (*(slice(None),) * axis, slots)
             return jnp.zeros(shape, leaf.dtype).at[place].set(leaf, mode="drop")
 
