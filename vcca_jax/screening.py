@@ -120,7 +120,8 @@ def screen(
         together = intersection(rules, rows.size)
         measured = measure_norms or profiles.limits is not None
         space = _geometry(gradients, rows, profiles, scope, metric, measured)
-        verdict = _judged(decide, rules, together, space, scope, _present_slots(gradients))
+        slots = _present_slots(gradients)
+        verdict = _judged_in(slots, decide, rules, together, space, scope)
         stays = verdict.kept & present
         scale = jnp.where(stays[None, :], verdict.scale, 0)
         coefficients = jnp.where(stays[None, :, None], verdict.coefficients, 0)
@@ -244,38 +245,41 @@ def _present_slots(gradients: AgentGradients) -> jax.Array | None:
     return jnp.nonzero(gradients.present, size=most, fill_value=agents)[0]
 
 
-def _judged(
+def _judged_in(
+    slots: jax.Array | None,
     decide: Judge,
     rules: Rule,
     together: Rule,
     space: _Geometry,
     scope: Scope,
-    slots: jax.Array | None,
 ) -> Verdict:
-    """The verdicts on A agents, with scale [P, A] and coefficients [P, A, M].
+    """``_judged`` for the agents in ``slots`` [Q] alone; the others' verdicts are 0.
 
-    With ``slots`` [Q] only on those, so that work follows the batch's samples and not the agents;
-    the others' verdicts are 0.
+    So the work follows the samples in the batch, not the agents that there are.
     """
-    if slots is not None:
-        # Slots beyond the last agent read that one's, and what is found for them is dropped.
-        here = space._replace(
-            products=space.products[:, slots],
-            squares=space.squares[:, slots],
-            share=space.share[:, slots],
-        )
-        if scope == "own":
-            rules = jax.tree.map(lambda leaf: leaf[slots], rules)
-            here = here._replace(pattern=space.pattern[slots])
-        found = _judged(decide, rules, together, here, scope, None)
-        capacity = space.share.shape[1]
+    if slots is None:
+        return _judged(decide, rules, together, space, scope)
+    # Slots beyond the last agent read that one's, and what is found for them is dropped.
+    here = space._replace(
+        products=space.products[:, slots],
+        squares=space.squares[:, slots],
+        share=space.share[:, slots],
+    )
+    if scope == "own":
+        rules = jax.tree.map(lambda leaf: leaf[slots], rules)
+        here = here._replace(pattern=space.pattern[slots])
+    agents = space.share.shape[1]
 
-        def spread(leaf: jax.Array, axis: int) -> jax.Array:
-            shape = (*leaf.shape[:axis], capacity, *leaf.shape[axis + 1 :])
-            place = (*(slice(None),) * axis, slots)
-            return jnp.zeros(shape, leaf.dtype).at[place].set(leaf, mode="drop")
+    def spread(leaf: jax.Array, axis: int) -> jax.Array:
+        shape = (*leaf.shape[:axis], agents, *leaf.shape[axis + 1 :])
+        place = (*(slice(None),) * axis, slots)
+        return jnp.zeros(shape, leaf.dtype).at[place].set(leaf, mode="drop")
 
-        return Verdict(*map(spread, found, (1, 1, 0, 0, 0)))
+    return Verdict(*map(spread, _judged(decide, rules, together, here, scope), (1, 1, 0, 0, 0)))
+
+
+def _judged(decide: Judge, rules: Rule, together: Rule, space: _Geometry, scope: Scope) -> Verdict:
+    """The verdicts on A agents, with scale [P, A] and coefficients [P, A, M]."""
     agents = jnp.arange(space.pattern.shape[0])
     if scope == "everyone":
         verdict = jax.vmap(decide, in_axes=(None, 0, None, 0))(
