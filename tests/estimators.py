@@ -16,6 +16,7 @@ class Claims(NamedTuple):
     differentiates: bool = False  # needs a smooth utility
     sampled: bool = False  # symmetric in expectation only
     additive: bool = True  # exact in additive games
+    linear: bool = True  # in the utility
     chunked: bool = True
 
 
@@ -69,6 +70,22 @@ REUSING = {
 }
 
 EVERY = ESTIMATORS | REUSING
+
+# Options under which an estimator claims less.
+VARIANTS = {
+    "permutation_shapley, truncated": Claims(
+        partial(
+            contribution.permutation_shapley,
+            permutations=6,
+            antithetic=True,
+            truncation=0.3,
+            key=KEY,
+        ),
+        sampled=True,
+        additive=False,
+        linear=False,
+    ),
+}
 
 # Public names of the package that are not estimators themselves.
 OTHERS = {

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.estimators import EVERY, OTHERS, REUSING, those
+from tests.estimators import EVERY, OTHERS, REUSING, VARIANTS, those
 from tests.games import learning
 from vcca_jax import contribution
 
@@ -18,7 +18,7 @@ UTILITY = learning(PARTS)
 @functools.cache
 def compiled(name):
     """The estimator on the learning game, for any parts and weights of one shape."""
-    estimate = EVERY[name].estimate
+    estimate = CALLED[name].estimate
     return jax.jit(lambda parts, weights: estimate(learning(parts), weights))
 
 
@@ -27,7 +27,8 @@ def quick_first(names):
     return [pytest.param(n, marks=pytest.mark.slow) if n in REUSING else n for n in names]
 
 
-each = pytest.mark.parametrize("name", quick_first(sorted(EVERY)))
+CALLED = EVERY | VARIANTS
+each = pytest.mark.parametrize("name", quick_first(sorted(CALLED)))
 
 
 def test_every_public_name_is_listed():
@@ -35,7 +36,7 @@ def test_every_public_name_is_listed():
     assert all(hasattr(contribution, name) for name in contribution.__all__)
 
 
-@each
+@pytest.mark.parametrize("name", quick_first(sorted(EVERY)))
 def test_signature(name):
     parameters = inspect.signature(getattr(contribution, name)).parameters
     assert list(parameters)[:2] == ["utility", "weights"]
@@ -56,7 +57,7 @@ def test_shape_and_type_follow_the_weights(name):
     assert (credits.shape, credits.dtype) == ((5,), jnp.float32)
     assert np.all(np.isfinite(credits))
     with jax.enable_x64(True):
-        double = functools.partial(EVERY[name].estimate, learning(PARTS.astype(jnp.float64)))
+        double = functools.partial(CALLED[name].estimate, learning(PARTS.astype(jnp.float64)))
         precise = jax.eval_shape(double, WEIGHTS.astype(jnp.float64))
     assert (precise.shape, precise.dtype) == ((5,), jnp.float64)
 
@@ -67,7 +68,7 @@ def test_absent_agent_gets_exactly_zero_even_where_it_is_poison(name):
         return UTILITY(w) + jnp.sqrt(jnp.where(jnp.arange(5) == 1, w, 1.0)).sum()
 
     # The slope of the square root at 0 is infinite: 0 times it would not be a number.
-    estimate = jax.jit(functools.partial(EVERY[name].estimate, poisoned))
+    estimate = jax.jit(functools.partial(CALLED[name].estimate, poisoned))
     credits = np.asarray(estimate(WEIGHTS))
     assert credits[1] == 0
     assert np.all(credits[np.array([0, 2, 3, 4])] != 0)
@@ -75,7 +76,7 @@ def test_absent_agent_gets_exactly_zero_even_where_it_is_poison(name):
 
 @each
 def test_jit_changes_nothing(name):
-    estimate = EVERY[name].estimate
+    estimate = CALLED[name].estimate
     np.testing.assert_allclose(
         compiled(name)(PARTS, WEIGHTS), estimate(UTILITY, WEIGHTS), rtol=1e-5, atol=1e-6
     )
@@ -90,7 +91,7 @@ def test_vmap_over_grand_coalitions(name):
     assert np.array_equal(together == 0, several == 0)
 
 
-@pytest.mark.parametrize("name", quick_first(those(EVERY, sampled=False)))
+@pytest.mark.parametrize("name", quick_first(those(CALLED, sampled=False)))
 def test_renaming_the_agents_renames_the_credits(name):
     order = np.array([3, 0, 4, 1, 2])
     credits = compiled(name)(PARTS, WEIGHTS)
@@ -98,12 +99,12 @@ def test_renaming_the_agents_renames_the_credits(name):
     np.testing.assert_allclose(renamed, credits[order], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", quick_first(those(EVERY, sampled=True, additive=True)))
+@pytest.mark.parametrize("name", quick_first(those(CALLED, sampled=True, additive=True)))
 def test_a_renamed_sampled_estimate_is_exact_where_it_has_no_variance(name):
     """Other draws meet other agents: equal outright in the additive game only."""
     worths = jnp.array([0.5, 0.25, -1.0, 2.0, 0.0])
     estimate = jax.jit(
-        lambda worths, weights: EVERY[name].estimate(lambda w: jnp.sum(w * worths), weights)
+        lambda worths, weights: CALLED[name].estimate(lambda w: jnp.sum(w * worths), weights)
     )
     order = np.array([3, 0, 4, 1, 2])
     np.testing.assert_allclose(estimate(worths, WEIGHTS), worths * WEIGHTS, atol=1e-6)
@@ -115,14 +116,14 @@ def test_a_renamed_sampled_estimate_is_exact_where_it_has_no_variance(name):
 @each
 def test_one_agent_alone(name):
     utility = lambda w: 3.0 * w[0] + 1.0  # noqa: E731
-    estimate = jax.jit(functools.partial(EVERY[name].estimate, utility))
+    estimate = jax.jit(functools.partial(CALLED[name].estimate, utility))
     np.testing.assert_allclose(estimate(jnp.ones(1)), [3.0], rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", quick_first(those(EVERY, chunked=True)))
+@pytest.mark.parametrize("name", quick_first(those(CALLED, chunked=True)))
 def test_chunks_change_nothing(name):
     options = {"mode": "forward"} if name == "influence" else {}
-    estimate = functools.partial(EVERY[name].estimate, UTILITY, **options)
+    estimate = functools.partial(CALLED[name].estimate, UTILITY, **options)
     chunked = jax.jit(functools.partial(estimate, batch_size=2))(WEIGHTS)
     np.testing.assert_allclose(chunked, compiled(name)(PARTS, WEIGHTS), rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match=r"batch_size is 0; pass at least 1"):
@@ -131,7 +132,7 @@ def test_chunks_change_nothing(name):
 
 @each
 def test_accepts_a_mask_and_refuses_bad_weights(name):
-    estimate = EVERY[name].estimate
+    estimate = CALLED[name].estimate
     mask = jnp.array([True, False, True, True, True])
     np.testing.assert_array_equal(
         compiled(name)(PARTS, mask), compiled(name)(PARTS, mask.astype(jnp.float32))
@@ -144,15 +145,15 @@ def test_accepts_a_mask_and_refuses_bad_weights(name):
             estimate(UTILITY, WEIGHTS.at[0].set(entry))
 
 
-@pytest.mark.parametrize("name", quick_first(those(EVERY, sampled=False)))
+@pytest.mark.parametrize("name", quick_first(those(CALLED, sampled=False)))
 def test_a_key_changes_nothing_where_nothing_is_drawn(name):
-    keyed = jax.jit(lambda key: EVERY[name].estimate(UTILITY, WEIGHTS, key=key))
+    keyed = jax.jit(lambda key: CALLED[name].estimate(UTILITY, WEIGHTS, key=key))
     np.testing.assert_array_equal(keyed(jax.random.key(1)), keyed(jax.random.key(2)))
 
 
-@pytest.mark.parametrize("name", quick_first(those(EVERY, sampled=True)))
+@pytest.mark.parametrize("name", quick_first(those(CALLED, sampled=True)))
 def test_sampled_estimators_ask_for_a_key_and_use_it(name):
-    estimate = EVERY[name].estimate
+    estimate = CALLED[name].estimate
     with pytest.raises(ValueError, match=r"key is None; pass a jax\.random\.key"):
         estimate(UTILITY, WEIGHTS, key=None)
     keyed = jax.jit(lambda key: estimate(UTILITY, WEIGHTS, key=key))

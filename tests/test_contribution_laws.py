@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.compiling import optimized
-from tests.estimators import ESTIMATORS, those
+from tests.estimators import ESTIMATORS, VARIANTS, those
 from tests.games import learning, multilinear, of_table
 from vcca_jax import contribution
 from vcca_jax.contribution.coalitions import marginal
 
-each = pytest.mark.parametrize("name", sorted(ESTIMATORS))
+LAWFUL = ESTIMATORS | VARIANTS
+each = pytest.mark.parametrize("name", sorted(LAWFUL))
 AGENTS, SIZE = 5, 3
 seeds = st.integers(0, 2**16)
 
@@ -23,14 +24,14 @@ seeds = st.integers(0, 2**16)
 @functools.cache
 def on_learning(name, **options):
     """Credits in the learning game, compiled once for all parts and weights of one shape."""
-    estimate = functools.partial(ESTIMATORS[name].estimate, **options)
+    estimate = functools.partial(LAWFUL[name].estimate, **options)
     return optimized(lambda parts, weights: estimate(learning(parts), weights))
 
 
 @functools.cache
 def on_tables(name):
     """Credits in a game of random values; its multilinear extension for those that need slopes."""
-    claims = ESTIMATORS[name]
+    claims = LAWFUL[name]
     game = multilinear if claims.differentiates else of_table
     return jax.jit(lambda table, weights: claims.estimate(game(table), weights))
 
@@ -47,7 +48,7 @@ def drawn_weights(seed):
     return jnp.asarray(weights, jnp.float32)
 
 
-@pytest.mark.parametrize("name", those(efficient=True))
+@pytest.mark.parametrize("name", those(LAWFUL, efficient=True))
 @given(seed=seeds)
 def test_efficiency(name, seed):
     parts, weights = drawn_parts(seed), drawn_weights(seed)
@@ -59,7 +60,9 @@ def test_efficiency(name, seed):
     assert abs(contribution.efficiency_gap(utility, weights, credits)) <= 5e-6 * scale
 
 
-@pytest.mark.parametrize("name", sorted(set(those(efficient=False)) - {"in_run"}))
+@pytest.mark.parametrize(
+    "name", sorted(set(those(LAWFUL, efficient=False)) - {"in_run"} - set(VARIANTS))
+)
 def test_what_claims_no_efficiency_has_none(name):
     """Or else the table of axioms would be wrong."""
     parts = drawn_parts(0)
@@ -71,7 +74,7 @@ def test_what_claims_no_efficiency_has_none(name):
     assert abs(gap) > 1e-2 * abs(gain)
 
 
-@pytest.mark.parametrize("name", those(sampled=False))
+@pytest.mark.parametrize("name", those(LAWFUL, sampled=False))
 @given(seed=seeds)
 def test_symmetry(name, seed):
     """Equal parts and equal weights earn equally, wherever they stand."""
@@ -82,11 +85,11 @@ def test_symmetry(name, seed):
     np.testing.assert_allclose(credits[1], credits[4], atol=2e-6 * scale)
 
 
-@pytest.mark.parametrize("name", those(sampled=True))
+@pytest.mark.parametrize("name", those(LAWFUL, sampled=True))
 def test_symmetry_in_expectation(name):
     parts = drawn_parts(3)
     parts = parts.at[4].set(parts[1])
-    estimate = ESTIMATORS[name].estimate
+    estimate = LAWFUL[name].estimate
     keys = jax.random.split(jax.random.key(0), 200)
     credits = jax.jit(
         lambda keys: jax.lax.map(
@@ -128,14 +131,14 @@ def test_null_agent_among_matrix_products_gets_exactly_zero(name, agents, batch_
         scores = jnp.tanh(inputs @ (start + jnp.tensordot(w, parts, axes=1)))
         return jnp.mean(jnp.sum(labels * jax.nn.log_softmax(scores), axis=1))
 
-    options = {"batch_size": batch_size or 1} if ESTIMATORS[name].chunked else {}
-    estimate = functools.partial(ESTIMATORS[name].estimate, utility, **options)
+    options = {"batch_size": batch_size or 1} if LAWFUL[name].chunked else {}
+    estimate = functools.partial(LAWFUL[name].estimate, utility, **options)
     credits = np.asarray(optimized(estimate)(jnp.ones(agents)))
     assert credits[2] == 0
     assert np.count_nonzero(credits) == agents - 1
 
 
-@each
+@pytest.mark.parametrize("name", those(LAWFUL, linear=True))
 @given(seed=seeds, factor=st.floats(-2, 2))
 def test_linearity(name, seed, factor):
     first, second = np.random.default_rng(seed).normal(size=(2, 2**AGENTS)).astype(np.float32)
@@ -161,7 +164,7 @@ def split(parts, shares):
     return jnp.concatenate([shares[:, None] * parts[:1], parts[1:]])
 
 
-@pytest.mark.parametrize("name", those(split_invariant=True))
+@pytest.mark.parametrize("name", those(LAWFUL, split_invariant=True))
 @given(seed=seeds, shares=st.lists(st.floats(0.05, 1), min_size=4, max_size=4))
 def test_split_invariance(name, seed, shares):
     """Sybils: parts that sum to one agent's earn what it earned, and nobody else loses."""
@@ -176,7 +179,7 @@ def test_split_invariance(name, seed, shares):
     np.testing.assert_allclose(sybils[:4], shares * whole[0], atol=1e-5 * scale)
 
 
-@pytest.mark.parametrize("name", those(split_invariant=False, sampled=False))
+@pytest.mark.parametrize("name", those(LAWFUL, split_invariant=False, sampled=False))
 def test_what_claims_no_split_invariance_has_none(name):
     parts = 1.5 * drawn_parts(1)
     whole = on_learning(name)(parts, jnp.ones(AGENTS))

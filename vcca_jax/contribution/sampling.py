@@ -25,7 +25,7 @@ def check_draws(name: str, count: int, key: jax.Array | None, antithetic: bool) 
 
 
 def sampled(
-    marginals: jax.Array, weights: jax.Array, *, draw_size: int, evaluations: int
+    marginals: jax.Array, weights: jax.Array, *, draw_size: int, evaluations: int | jax.Array
 ) -> Sampled:
     """Mean and standard error of marginal contributions `[n, A]`.
 
