@@ -131,6 +131,23 @@ def test_chunks_change_nothing(name):
 
 
 @each
+def test_devices_change_nothing(name):
+    """Eight agents on one device, and one on each of eight: the same draws, the same credits."""
+    parts = 0.4 * jax.random.normal(jax.random.key(1), (8, 3)) + 0.1
+    weights = jnp.array([1.0, 0.0, 1.0, 0.5, 1.0, 1.0, 1.0, 1.0])
+    agents = jax.sharding.Mesh(np.array(jax.devices()[:8]), ("agents",))
+    spread = jax.device_put(
+        (parts, weights), jax.sharding.NamedSharding(agents, jax.sharding.PartitionSpec("agents"))
+    )
+    assert len(spread[0].sharding.device_set) == 8
+    estimate = CALLED[name].estimate
+    if "evaluations" in getattr(estimate, "keywords", {}):  # those of five agents are too few
+        estimate = functools.partial(estimate, evaluations=40)
+    credits = jax.jit(lambda parts, weights: estimate(learning(parts), weights))
+    np.testing.assert_allclose(credits(*spread), credits(parts, weights), rtol=1e-5, atol=1e-6)
+
+
+@each
 def test_accepts_a_mask_and_refuses_bad_weights(name):
     estimate = CALLED[name].estimate
     mask = jnp.array([True, False, True, True, True])
