@@ -157,8 +157,12 @@ def test_exports_go_to_the_terminal_or_a_file(runs, tmp_path):
 def test_mistakes_are_named_with_their_remedy(runs, tmp_path):
     assert "['demo']" in refused(2, "replay", "dome", "--runs", runs)
     assert "'paris' is unknown (registered: cleveland" in refused(
-        1, "statement", "paris", "demo", "--runs", runs
+        2, "statement", "paris", "demo", "--runs", runs
     )
+    for absent in (tmp_path / "none.sqlite", "none.sqlite"):
+        assert f"there is no ledger at {absent}, and no run of that name" in refused(
+            2, "verify", absent, "--runs", runs
+        )
     assert "must end in .html, .png or .txt" in refused(
         2, "statement", "cleveland", "demo", "--runs", runs, "--out", tmp_path / "x.pdf"
     )

@@ -121,6 +121,11 @@ def statement(
             raise ValueError(f"--out {target} must end in .html, .png or .txt")
         found = _find(where, runs)
         with _opened(found) as ledger:
+            if principal not in (known := ledger.balances()):
+                raise ValueError(
+                    f"principal {principal!r} is unknown (registered: {', '.join(sorted(known))});"
+                    " correct the name"
+                )
             told, rule, head = ledger.statement(principal), ledger.terms.rule, ledger.head()
         screened = {}
         if found.run is not None:
@@ -223,6 +228,8 @@ def _find(where: str, runs: Path) -> _Found:
     """Find a ledger by its path, or a run's by the run's name."""
     if Path(where).is_file():
         return _Found(Path(where), None)
+    if Path(where).suffix and not (runs / where).exists():  # meant as a file's path
+        raise ValueError(f"there is no ledger at {where}, and no run of that name in {runs}")
     folder = existing(where, runs)
     return _Found(folder / "ledger.sqlite", folder)
 
