@@ -21,7 +21,7 @@ from vcca_jax.statements import money
 HOSTILE = '<script>document.title="taken"</script>'
 AGENTS = ("ana", "Ana!", HOSTILE, '"><img src=x onerror=alert(1)>', "{{ 7 * 7 }}", r"$\frac{Łódź$")
 VALUES = ("women", "<b>sex</b> told' onclick='x", "a value with a name that is rather long")
-EMPTY = {"meta", "link", "img", "br", "hr", "input"}
+EMPTY = {"wbr", "meta", "link", "img", "br", "hr", "input"}
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+    from markupsafe import Markup
 
 
 def render(template: str, **content: Any) -> str:
@@ -35,7 +36,7 @@ def _templates() -> "Environment":
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    found.filters.update(as_image=as_image, number_columns=number_columns)
+    found.filters.update(as_image=as_image, breakable=breakable, number_columns=number_columns)
     return found
 
 
@@ -48,6 +49,13 @@ def number_columns(rows: Sequence[Sequence[object]]) -> set[int]:
 def _is_amount(cell: object) -> bool:
     pattern = r"([+-]?[\d.,]+(e[+-]?\d+)?( ?%)?( ± [\d.]+)?)?"
     return re.fullmatch(pattern, str(cell)) is not None
+
+
+def breakable(text: str) -> "Markup":
+    """Text whose long names break after an underscore on a narrow page, not within a word."""
+    from markupsafe import Markup, escape
+
+    return Markup("_<wbr>").join(map(escape, text.split("_")))
 
 
 def as_image(png: bytes) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import ScaledTranslation
 
 from vcca_jax.plotting.parts import (
     FAINT,
@@ -168,7 +169,17 @@ def value_losses(
                 filled[-1].tick_params(labelbottom=True)
         figure.supylabel("change of value loss (nats)", fontsize=11, color=INK)
         handles, labels = grid[0, 0].get_legend_handles_labels()
-        grid[0, 0].legend(handles[::-1], labels[::-1], loc="best", frameon=True, edgecolor="none")
+        # Above the titles of the panels: within one, some band would lie under the words.
+        above = grid[0, -1].transAxes + ScaledTranslation(0, 20 / 72, figure.dpi_scale_trans)
+        grid[0, -1].legend(
+            handles[::-1],
+            labels[::-1],
+            loc="lower right",
+            bbox_to_anchor=(1, 1),
+            bbox_transform=above,
+            borderaxespad=0,
+            ncols=2,
+        )
         rows_of = f"On {measured_on}, with" if measured_on else "With"
         set_title(
             figure,

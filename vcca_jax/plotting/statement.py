@@ -11,7 +11,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from vcca_jax.ledger import Statement, StatementLine
 from vcca_jax.plotting.parts import DPI, FAINT, INK, PALETTE, STYLE, set_note, set_title, settle
@@ -85,7 +85,8 @@ def _money(ax: Axes, statement: Statement, lines: Sequence[StatementLine], decim
     total = [units(r.balance) for r in lines]
     ax.step(places, total, where="mid", color=PALETTE[0], label="balance")
     ax.set_ylabel(f"money, {statement.currency}")
-    ax.legend(loc="upper left")
+    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    _legend(ax)
     ax.axhline(0, color=INK, linewidth=1)
 
 
@@ -109,7 +110,12 @@ def _score(ax: Axes, statement: Statement, lines: Sequence[StatementLine]) -> No
     ax.axhline(0, color=INK, linewidth=1)
     ax.set_ylabel("credit")
     ax.yaxis.set_major_locator(MaxNLocator(5))
-    ax.legend(loc="upper left")
+    _legend(ax)
+
+
+def _legend(ax: Axes) -> None:
+    """Above the panel: within it some account would lie under the words."""
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderpad=0.1)
 
 
 def _values(

@@ -251,8 +251,10 @@ def value_rows(metrics: Sequence[Record], config: RunConfig) -> Rows:
 def _asked(value: str, config: RunConfig) -> str:
     kinds = ("protect", "forbid", "preserve")
     counts = {k: sum(value in getattr(p, k) for p in config.profiles.values()) for k in kinds}
-    asked = [f"{kind} by {count}" for kind, count in counts.items() if count]
-    return ", ".join(asked) or "nothing"
+    asked = [
+        f"{kind}, {count} principal{'s' * (count > 1)}" for kind, count in counts.items() if count
+    ]
+    return "; ".join(asked) or "nothing"
 
 
 def _screen_rows(agents: Sequence[Record], config: RunConfig) -> Rows:
