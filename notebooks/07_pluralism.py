@@ -239,7 +239,7 @@ def heat(ax, cells):
     """A matrix in colours about zero, with its numbers."""
     limit = np.abs(cells).max()
     ax.grid(visible=False)
-    ax.imshow(cells, cmap="PuOr_r", vmin=-limit, vmax=limit)
+    ax.imshow(cells, cmap="PuOr_r", vmin=-limit, vmax=limit, aspect="auto")
     for b, i in np.ndindex(cells.shape):
         text = f"{cells[b, i]:.0f}".replace("-0", "0").replace("-", "−")
         dark = abs(cells[b, i]) > 0.6 * limit
@@ -248,7 +248,7 @@ def heat(ax, cells):
 
 
 with matplotlib.rc_context(STYLE):
-    figure = Figure(figsize=(1.25 * COUNTRIES + 3.5, 0.6 * COUNTRIES + 4.0), layout="constrained")
+    figure = Figure(figsize=(1.25 * COUNTRIES + 3.5, 0.6 * COUNTRIES + 2.9), layout="constrained")
     row = figure.subplots(1, 2, sharey=True)
     for ax, name in zip(row, ("unscreened", SCREENED), strict=True):
         heat(ax, 100 * found[name]["matrix"].mean(axis=0))

@@ -43,6 +43,7 @@ import optax
 import pandas
 from IPython.display import Markdown
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 import vcca_jax as vcca
 from experiments import stored
@@ -300,6 +301,13 @@ def lines(ax, table, x, y, names, **axes):
         each = table[table.iloc[:, 0] == name]
         ax.plot(each[x], each[y], mark, color=colour, label=name)
     ax.set(xscale="log", yscale="log", **axes)
+    # Plain numbers; where there is little more than a decade, 2 and 5 as well as 1.
+    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    low, high = ax.get_ylim()
+    if high < 30 * low:
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_minor_formatter(NullFormatter())
 
 
 with matplotlib.rc_context(STYLE):

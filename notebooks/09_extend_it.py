@@ -462,7 +462,7 @@ with matplotlib.rc_context(STYLE):
             ax.scatter(range(AGENTS), row, color=PALETTE[seed], marker=marker, label=f"seed {seed}")
         ax.axhline(0, color="#222222", linewidth=1)
         ax.set(xlabel="agent", ylabel=label, xticks=range(AGENTS), xticklabels=members.names)
-    left.legend()
+    figure.legend(*left.get_legend_handles_labels(), loc="outside right center")
     set_title(figure, "Credit over seeds, and what a higher rate would do to it")
     set_note(
         figure, f"Rate {RATE}; {len(plan.mask)} steps; loudness screened, no values asked for."

@@ -119,14 +119,15 @@ def by_difference(scores: Records) -> Figure:
             ax.axhline(RIGHT, color=FAINT, linewidth=0.8)
             ax.set_title(where, loc="left")
             ax.set_xlabel("difference of noise, points")
-        row[0].set_ylabel("pairs in order")
+        row[0].set_ylabel("share of pairs in order")
         handles = [Line2D([], [], color=colours[name], label=name) for name in names]
         handles += [Line2D([], [], color=FAINT, linestyle=":", label="retraining, Shapley")]
         figure.legend(handles=handles, loc="outside right center", fontsize=9.5)
         set_title(figure, "Which differences of label noise a credit tells apart")
         set_note(
             figure,
-            "Solid: TL by Aumann-Shapley a step, FedAvg by exact Shapley a round; line at 95 %.",
+            "Solid: TL by Aumann-Shapley a step, FedAvg by exact Shapley a round, with its local"
+            " epochs a round; line at 95 %.",
         )
         settle(figure)
     return figure

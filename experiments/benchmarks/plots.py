@@ -105,13 +105,17 @@ def draw_roofline(content: Content) -> Figure:
         figure = Figure(figsize=SIZE, layout="constrained")
         ax = figure.subplots()
         _logarithmic(ax, "operations a byte", "Gflop/s")
-        for bandwidth, dash, words in ((slope, "-", "memory"), (near, ":", "caches")):
+        for bandwidth, dash, words, place, side, shift in (
+            (slope, "-", "memory", 6, "left", (8, -4)),
+            (near, ":", "caches", 60, "right", (-8, 2)),
+        ):
             ax.plot(across, np.minimum(top, bandwidth * across), dash, color=INK, linewidth=1.6)
             ax.annotate(
                 f"{words}, {bandwidth:.0f} GB/s",
-                (across[6], bandwidth * across[6]),
-                xytext=(8, -4),
+                (across[place], bandwidth * across[place]),
+                xytext=shift,
                 textcoords="offset points",
+                ha=side,
                 fontsize=9.5,
                 color=FAINT,
             )

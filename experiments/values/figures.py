@@ -6,6 +6,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from experiments.pages import Records, distinct, read
 from experiments.values.tables import accuracy_field, changes, collected, measured
@@ -24,7 +25,10 @@ def value_losses(epochs: Records, setting: str, title: str, colours: dict[str, s
     own = [e for e in epochs if e["setting"] == setting and e["condition"] in colours]
     names = distinct(own, "value")
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(3.3 * len(names) + 1.2, 6.2), layout="constrained")
+        # The title and the legend share a line: ten letters an inch, and six for a line's sample.
+        heads = len(title) + sum(len(condition) + 6 for condition in colours)
+        width = max(3.3 * len(names) + 1.2, heads / 9.5)
+        figure = Figure(figsize=(width, 6.2), layout="constrained")
         grid = figure.subplots(2, len(names), sharex=True, sharey="col", squeeze=False)
         for column, name in enumerate(names):
             for row, rows in enumerate(("seen", "fresh")):
@@ -45,6 +49,7 @@ def value_losses(epochs: Records, setting: str, title: str, colours: dict[str, s
                     ax.set_title(name, loc="left")
                 else:
                     ax.set_xlabel("epoch")
+                    ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         for row, label in enumerate(("rows the screen sees", "fresh test rows")):
             grid[row, 0].set_ylabel(f"change on\n{label}")
         handles, labels = grid[0, 0].get_legend_handles_labels()
@@ -104,14 +109,16 @@ def prices(values: Records, title: str) -> Figure:
             for place, (setting, name) in enumerate(pairs):
                 numbers = measured(collected(own, field, setting=setting, value=name))
                 if numbers:
-                    ax.barh(
-                        place,
+                    # Points: a bar's length would say nothing on a logarithmic axis.
+                    ax.errorbar(
                         np.mean(numbers),
-                        xerr=np.std(numbers, ddof=1) if len(numbers) > 1 else 0,
+                        place,
+                        xerr=np.std(numbers, ddof=1) if len(numbers) > 1 else None,
+                        fmt="o",
                         color=colours[setting],
-                        ecolor=INK,
+                        markersize=8,
                         capsize=3,
-                        height=0.65,
+                        elinewidth=1.6,
                     )
             ax.set_xlabel(label)
         axes[0].set_xscale("log")
@@ -224,7 +231,7 @@ def price_sweep(finals: Records, values: Records, value: str) -> Figure:
             ax.set_xticks(at, [name.split()[1].replace("inf", "∞") for name in names])
             ax.set(xlabel="price", ylabel=label)
         left.axhline(0, color=INK, linewidth=1)
-        left.legend()
+        left.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
         set_title(figure, f"The {value} by the price that is set on it")
         set_note(figure, SEEDS_NOTE)
         settle(figure)
