@@ -193,6 +193,18 @@ def test_the_unwanted_side_is_shaded():
             assert top > 0
 
 
+def test_the_legend_of_the_values_lies_over_no_panel_and_no_title():
+    figure = drawn("values")
+    panels = figure.axes
+    box = panels[1].get_legend().get_window_extent()
+    taken = [ax.get_window_extent() for ax in panels]
+    taken += [text.get_window_extent() for ax in panels for text in (ax.title, ax._left_title)]
+    taken.append(figure._suptitle.get_window_extent())
+    assert not any(box.overlaps(other) for other in taken if other.width)
+    assert figure.bbox.x0 <= box.x0
+    assert box.x1 <= figure.bbox.x1
+
+
 def test_heatmap_cells_are_conflicts_over_visits_and_the_last_column_the_whole_profile():
     figure = drawn("heatmap")
     (ax,) = figure.axes
