@@ -207,6 +207,20 @@ def test_the_state_keeps_its_types(name, dtype):
     assert described[0] == described[1]
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_weakly_typed_parameters_begin_a_state_that_the_step_keeps(name):
+    shards, plans = usual()
+    round_ = Round(shards, jax.tree.map(lambda field: field[0], plans))
+    params = initial()
+    params["head"]["bias"] = jnp.asarray(0.5)[None]
+    assert params["head"]["bias"].weak_type
+    state = trainers()[name].init(params)
+    after, _ = jax.eval_shape(trainers()[name].step, state, round_)
+    kinds = [(leaf.shape, leaf.dtype, leaf.weak_type) for leaf in jax.tree.leaves(state)]
+    assert kinds == [(leaf.shape, leaf.dtype, leaf.weak_type) for leaf in jax.tree.leaves(after)]
+    assert not any(weak for _, _, weak in kinds)
+
+
 def test_the_usual_round_has_padding_of_every_kind():
     _, plans = usual()
     clients = plans.mask.any(axis=(2, 3))

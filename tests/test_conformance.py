@@ -27,7 +27,7 @@ from vcca_jax.conformance import (
     check_value_loss,
 )
 from vcca_jax.share_rules import RESERVE, ShareRule
-from vcca_jax.trainer import Trainer
+from vcca_jax.trainer import Trainer, strong
 from vcca_jax.values import value_losses
 
 RULES = {
@@ -139,6 +139,31 @@ def test_share_rules_and_what_they_pay_for(name):
 def test_trainers_of_virtual_batches(name):
     trainer, state = batch_trainers()[name]
     check_trainer(trainer, state, problem()[4][0])
+
+
+def linear(params, inputs, targets):
+    return (inputs.sum(axis=1) * params["slope"] + params["shift"] - targets) ** 2
+
+
+@pytest.mark.parametrize("shift", [0.0, jnp.asarray(0.0)], ids=["python", "weak"])
+def test_a_step_compiles_once_for_weakly_typed_parameters(shift):
+    trainer = vcca.centralized(linear, optax.adam(0.1))
+    state = trainer.init({"slope": jnp.ones(()), "shift": shift})
+    check_trainer(trainer, state, problem()[4][0])
+    step = jax.jit(trainer.step)
+    for batch in problem()[4][:2]:
+        state, _ = step(state, batch)
+    assert step._cache_size() == 1
+
+
+def test_strong_types_are_kept_and_weak_ones_made_strong():
+    key, array = jax.random.key(0), jnp.ones(2, jnp.bfloat16)
+    made = strong({"key": key, "array": array, "weak": jnp.asarray(1.0), "n": 3, "no": None})
+    assert made["key"] is key
+    assert made["array"] is array
+    kinds = [(made[name].dtype, made[name].weak_type) for name in ("weak", "n")]
+    assert kinds == [(jnp.float32, False), (jnp.int32, False)]
+    assert made["no"] is None
 
 
 @pytest.mark.parametrize("name", quick(round_trainers(), set(round_trainers()) - {*ONE_OF_A_KIND}))

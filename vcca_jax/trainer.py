@@ -21,7 +21,9 @@ class Trainer(NamedTuple):
     """A way of training, as two pure functions.
 
     Attributes:
-        init: ``init(params, ...) -> state``; the state is what the next step needs.
+        init: ``init(params, ...) -> state``; the state is what the next step needs, its leaves
+            arrays of ``strong`` types and none of them in two places, so that a step compiles once
+            and may take the state's memory.
         step: ``step(state, batch) -> (state, info)``; the info is what a reader wants. It is not
             jitted; callers jit, scan or vmap it. The batch is a ``VirtualBatch``, or a ``Round``
             for those that train at their clients.
@@ -65,7 +67,9 @@ def gradient_trainer(
     """
 
     def init(params: Params) -> TrainState:
-        return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+        params = strong(params)
+        memory = optimizer.init(params)
+        return strong(TrainState(params, memory, jnp.zeros((), jnp.int32)))
 
     def step(state: TrainState, batch: VirtualBatch) -> tuple[TrainState, TrainInfo]:
         loss, gradient = loss_and_gradient(state.params, batch)
@@ -105,6 +109,21 @@ def noisy(trainer: Trainer, key: jax.Array) -> Trainer:
         return trainer.step(state, batch.keyed(jax.random.fold_in(key, state.step)))
 
     return Trainer(trainer.init, step)
+
+
+def strong(tree: Any) -> Any:
+    """The tree with every leaf an array that keeps its dtype as its own, for states.
+
+    ``jnp.asarray(0.0)`` and Python's numbers have weak types, which yield to the dtype of whatever
+    they meet. A step makes them strong, so that a state begun with them compiles it a second time
+    and fits no ``lax.scan``. Arrays of strong types are returned as they are.
+    """
+
+    def leaf(given: Any) -> jax.Array:
+        array = jnp.asarray(given)
+        return jax.lax.convert_element_type(array, array.dtype)
+
+    return jax.tree.map(leaf, tree)
 
 
 def where_live(batch: VirtualBatch | Round, new: Any, old: Any) -> Any:

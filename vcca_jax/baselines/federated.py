@@ -30,7 +30,7 @@ from vcca_jax.baselines.local_training import (
     weighted_sum,
 )
 from vcca_jax.rounds import Client, Round
-from vcca_jax.trainer import ExampleLoss, Params, Trainer, where_live
+from vcca_jax.trainer import ExampleLoss, Params, Trainer, strong, where_live
 from vcca_jax.virtual_batch import VirtualBatch
 
 
@@ -232,7 +232,9 @@ def federated_trainer(
     _check_proximal(proximal)
 
     def init(params: Params) -> FederatedState:
-        return FederatedState(params, server_optimizer.init(params), jnp.zeros((), jnp.int32))
+        params = strong(params)
+        memory = server_optimizer.init(params)
+        return strong(FederatedState(params, memory, jnp.zeros((), jnp.int32)))
 
     def step(state: FederatedState, round_: Round) -> tuple[FederatedState, FederatedInfo]:
         local = _proximal(loss_and_gradient, proximal, state.params)

@@ -36,7 +36,7 @@ from vcca_jax.baselines.local_training import (
 )
 from vcca_jax.cooperative import Shards
 from vcca_jax.rounds import Client, Round
-from vcca_jax.trainer import ExampleLoss, Params, Trainer, where_live
+from vcca_jax.trainer import ExampleLoss, Params, Trainer, strong, where_live
 from vcca_jax.virtual_batch import VirtualBatch
 
 
@@ -96,6 +96,7 @@ def scaffold(
     loss_and_gradient = mean_loss_and_gradient(loss_fn)
 
     def init(params: Params) -> ScaffoldState:
+        params = strong(params)
         return ScaffoldState(
             params=params,
             control=jax.tree.map(jnp.zeros_like, params),

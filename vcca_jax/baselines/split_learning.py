@@ -18,7 +18,7 @@ from vcca_jax.baselines.local_training import LossAndGradient, local_step, over_
 from vcca_jax.model import SplitModel
 from vcca_jax.protocol import Criterion
 from vcca_jax.rounds import Client, Round
-from vcca_jax.trainer import Params, Trainer, where_live
+from vcca_jax.trainer import Params, Trainer, strong, where_live
 from vcca_jax.traversal import traverse
 
 
@@ -65,7 +65,9 @@ def split_learning(
     each_part = part_by_part(optimizer)
 
     def init(params: Params) -> SplitLearningState:
-        return SplitLearningState(params, each_part.init(params), jnp.zeros((), jnp.int32))
+        params = strong(params)
+        memory = each_part.init(params)
+        return strong(SplitLearningState(params, memory, jnp.zeros((), jnp.int32)))
 
     def step(
         state: SplitLearningState, round_: Round

@@ -35,7 +35,7 @@ from vcca_jax.baselines.split_learning import part_by_part, split_loss_and_gradi
 from vcca_jax.model import SplitModel
 from vcca_jax.protocol import Criterion, orchestrate
 from vcca_jax.rounds import Round, Slots
-from vcca_jax.trainer import Params, Trainer, where_live
+from vcca_jax.trainer import Params, Trainer, strong, where_live
 from vcca_jax.virtual_batch import VirtualBatch
 
 
@@ -86,7 +86,9 @@ def splitfed_v2(
     """
 
     def init(params: Params) -> FederatedState:
-        return FederatedState(params, optimizer.init(params["head"]), jnp.zeros((), jnp.int32))
+        params = strong(params)
+        memory = optimizer.init(params["head"])
+        return strong(FederatedState(params, memory, jnp.zeros((), jnp.int32)))
 
     def serve(
         at_server: tuple[Params, Any], sent: tuple[Any, VirtualBatch]
