@@ -15,6 +15,7 @@ from tests.conic_examples import (
     SMALL,
     anything,
     clarabel_solution,
+    contradictions,
     degenerate,
     exact_update,
     example,
@@ -308,7 +309,6 @@ def none_is_nan(seed):
     easy = np.array([np.where(np.isfinite(p.price), 0.0, p.margin).max() <= 0 for p in problems])
     assert solution.feasible[easy].all()
     verified = solution.feasible & (solution.residual <= 1e-5)
-    off = 0
     for index in np.flatnonzero(verified):
         problem = problems[index]
         update = update_of(problem, index, solution)
@@ -316,28 +316,59 @@ def none_is_nan(seed):
         # The program's size, since with g = 0 an update of rounding's size may be all there is.
         base = np.linalg.norm(problem.gradient) + np.linalg.norm(update)
         size = base + np.linalg.norm(problem.gradient + pushed @ problem.values[problem.value])
-        if violation(problem, update) * (base or 1.0) > 1e-4 * size:
-            # Rows that depend on each other exactly: multipliers that should cancel are so large
-            # that their rounding is the update's size. Nothing else may be off.
-            row_norms = np.linalg.norm(problem.values, axis=1)
-            parts = np.abs(solution.coefficients[index])[: len(row_norms)] * row_norms
-            assert parts.max() > 1e6 * base
-            off += 1
-    return verified[easy].mean(), off, verified.sum()
+        assert violation(problem, update) * (base or 1.0) <= 1e-4 * size
+    return verified[easy].mean()
 
 
 @pytest.mark.slow
 def test_random_programs_are_never_nan_and_never_infeasible_without_margins():
-    shares, off, _ = zip(*(none_is_nan(seed) for seed in range(4)), strict=True)
-    assert np.mean(shares) > 0.7
-    assert sum(off) == 0
+    assert np.mean([none_is_nan(seed) for seed in range(4)]) > 0.7
 
 
 @pytest.mark.slow
 def test_ten_thousand_random_programs_are_never_nan():
-    told = [none_is_nan(seed) for seed in range(4, 4 + 10_000 // AGENTS + 1)]
-    _, off, verified = np.sum(told, axis=0)
-    assert off <= 0.002 * verified
+    for seed in range(4, 4 + 10_000 // AGENTS + 1):
+        none_is_nan(seed)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_opposing_copies_that_exclude_each_other_are_infeasible(dtype):
+    problems = contradictions(dtype)
+    updates, solution = solve(problems, dtype)
+    assert not solution.feasible.any()
+    assert not np.abs(updates).any()
+    chex.assert_tree_all_finite(tuple(solution)[:6])
+    # Without the copy each asks for something that can be had.
+    free = [p._replace(margin=np.where(np.arange(4) == 1, -1e6, p.margin)) for p in problems]
+    updates, solution = solve(free, dtype)
+    assert solution.feasible.all()
+    for problem, update in zip(free, updates, strict=True):
+        reference = exact_update(rounded(problem, dtype))
+        exact = 1e-5 if dtype == np.float32 else 1e-11
+        np.testing.assert_allclose(update, reference, atol=exact)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_what_a_dear_price_cannot_buy_costs_no_more_digits_the_dearer_it_is(dtype):
+    # The first row pushes with all of its price against an opposing copy that must hold; both
+    # multipliers are what the price says, and u is what it is without the first row.
+    rows = [[3.0, 1.0, 2.0], [-3.0, -1.0, -2.0]]
+    asked = plain((0.3, -1.0, 2.0), rows, margin=[5.0, 0.0], max_norm=1.0)
+    prices = 10.0 ** np.arange(13)
+    problems = [asked._replace(price=np.array([price, np.inf])) for price in prices]
+    updates, solution = solve(problems, dtype)
+    reference = exact_update(problems[0])
+    assert solution.feasible.all()
+    assert (solution.multipliers[:, 0] <= prices * (1 + 1e-6)).all()
+    pushes = np.abs(solution.multipliers[:, :2]).sum(axis=1) * np.linalg.norm(rows[0])
+    pushes /= np.linalg.norm(asked.gradient)
+    assert (pushes >= 2).all()
+    # What is lost is no more than rounding makes of these pushes, and the residual says so.
+    epsilon = np.finfo(dtype).eps
+    assert (solution.residual >= 0.4 * epsilon * pushes).all()
+    assert (solution.residual <= 3 * epsilon**0.5).all()
+    errors = np.linalg.norm(np.stack(updates) - reference, axis=1)
+    assert (errors <= 3 * solution.residual + 16 * epsilon).all()
 
 
 def test_a_price_of_zero_counts_for_nothing_and_a_high_one_like_none():
@@ -366,7 +397,7 @@ def test_the_interior_point_alone_comes_close():
             arguments = padded(example(rng, kinds, 4), np.float64, 4, 4)
             arguments = {k: jnp.asarray(x) for k, x in arguments.items()}
             arguments["prices"] = jnp.full(4, jnp.inf)
-            programs.append(conic._scaled(conic._Asked(**arguments), jnp.zeros(4))[0])
+            programs.append(conic._scaled(conic._Asked(**arguments), jnp.zeros(4), 0.0)[0])
         programs = jax.tree.map(lambda *x: jnp.stack(x), *programs)
         point = jax.jit(jax.vmap(lambda p: interior_point(p, jnp.asarray(False))))(programs)
         residual = jax.vmap(conic_newton.residual)(programs, point)

@@ -66,7 +66,8 @@ def natural_residual(
     slack = matmul(gram, multipliers) - deficit
     if caps is None:
         return jnp.max(jnp.abs(jnp.minimum(multipliers, slack)))
-    return jnp.max(jnp.abs(multipliers - jnp.clip(multipliers - slack, 0, caps)))
+    # The middle of the three, which keeps the digits of a slack beside large multipliers.
+    return jnp.max(jnp.abs(jnp.minimum(multipliers, jnp.maximum(slack, multipliers - caps))))
 
 
 def free_rows(multipliers: jax.Array, slack: jax.Array, caps: jax.Array | None = None) -> jax.Array:

@@ -47,9 +47,10 @@ class ConicSolution(NamedTuple):
         region_multipliers: [R] >= 0, of ``radii``.
         feasible: bool scalar. False when no admissible update exists, or when none could be
             verified: the update is then to be dropped, and everything above is 0.
-        residual: scalar, the worst violation of the optimality conditions, for unit rows and
-            relative to the larger of |g| and its projection onto the half-spaces; that of
-            ``solve_cone_dual`` where its answer stands. Infinite where nothing finite was found.
+        residual: scalar, the worst violation of the optimality conditions, and at least what
+            rounding hides of the sum that u is, for unit rows and relative to the larger of |g|
+            and its projection onto the half-spaces; that of ``solve_cone_dual`` where its answer
+            stands. Infinite where nothing finite was found.
         stands: bool scalar, True where the half-spaces decided alone.
     """
 
@@ -82,8 +83,8 @@ def solve_conic_program(
     """Projects one gradient onto half-spaces, a ball, angle cones and trust regions at once.
 
     The program stands at the head of this module. Where the projection onto the half-spaces
-    meets all else it is returned bit for bit, and no loop is entered; under ``vmap`` the loops
-    run for as long as some agent needs them.
+    meets all else, beyond rounding, it is returned bit for bit, and no loop is entered; under
+    ``vmap`` the loops run for as long as some agent needs them.
 
     Rows are scaled to unit norm and the program to unit size: sizes of gradients do not matter.
     Relative error of u on well-conditioned problems: 1e-12 in float64; in float32 5e-7 for nine in
@@ -94,10 +95,14 @@ def solve_conic_program(
     degrees in float32, 5e-4 in float64), and radii below eps^(2/3) times the program's size, are
     taken for that: to ask for an exact 0 of some <u, V_m>, give the half-spaces of both signs.
 
-    Where rows depend on each other exactly, multipliers that cancel may come out so large in
-    float32 (a million times the update) that their rounding is of the update's size: about one in
-    700 of wild random programs. ``feasible`` does not see it; compare ``coefficients`` times the
-    rows' norms with |u| where that matters, or use float64.
+    Where rows depend on each other, u is unique and multipliers are not. What rounding hides is not
+    taken for an answer: one of the half-spaces' whose multipliers, for unit rows, add up to more
+    than eps^(-3/8) of what is asked (400 in float32; of |g|, of its length or of a margin) does not
+    stand, and elsewhere ``residual`` counts half an eps of all that is added up to u. So opposing
+    copies whose margins exclude each other by more than rounding are infeasible. Prices of more
+    than eps^(-1/2) times what is asked (2900 and 7e7) are taken for that: against an opposing copy
+    that must hold, a row at its price pushes with all of it and moves nothing but digits. Rows that
+    nearly depend on each other, a few sqrt(eps) apart, still lose what cond^2 eps says.
 
     Feasibility is decided by verifying the answer: optimality conditions to sqrt(eps), 3e-4 in
     float32 and 1e-8 in float64, nothing farther away than 32 times the larger of |g| and its
@@ -196,6 +201,7 @@ class _Asked(NamedTuple):
 def _solve(asked: _Asked) -> ConicSolution:
     epsilon = float(jnp.finfo(asked.gram.dtype).eps)
     length = jnp.sqrt(lax.stop_gradient(asked.squared_norm))
+    asked, least = _payable(asked)
     half = solve_cone_dual(
         asked.sign[:, None]
         * asked.sign[None, :]
@@ -208,7 +214,7 @@ def _solve(asked: _Asked) -> ConicSolution:
     )
     added = jnp.zeros_like(asked.products).at[asked.value].add(asked.sign * half.multipliers)
 
-    program, units = _scaled(asked, added)
+    program, units, trusted = _scaled(asked, half.multipliers, least)
     start = Point(
         program.target + jnp.append(added / units.coordinates[:-1], 0.0),
         half.multipliers / units.rows,
@@ -217,7 +223,7 @@ def _solve(asked: _Asked) -> ConicSolution:
         jnp.zeros_like(asked.radii),
     )
     admissible = jnp.all((asked.margin <= 0) | (asked.prices < jnp.inf))  # u = 0 is
-    stands = _meets(program, start.coordinates) | ~half.feasible
+    stands = (trusted & _meets(program, start.coordinates)) | ~half.feasible
     closed = ~stands & (asked.max_norm <= 0)
     point, residual = _iterate(*lax.stop_gradient((program, start, stands | closed)))
     found = ~closed & jnp.where(admissible, residual <= epsilon**0.25, residual <= epsilon**0.5)
@@ -250,13 +256,44 @@ class _Units(NamedTuple):
     regions: jax.Array  # [R], of multipliers
 
 
-def _scaled(asked: _Asked, added: jax.Array) -> tuple[Program, _Units]:
-    """The program in units of unit rows and of the larger of |g| and |g + V^T added|."""
+def _norms(asked: _Asked) -> tuple[jax.Array, jax.Array]:
+    """Those of V and g, constants, one for what vanishes; and which do not vanish, [M + 1]."""
+    squares = lax.stop_gradient(jnp.append(jnp.diagonal(asked.gram), asked.squared_norm))
+    present = squares >= jnp.finfo(squares.dtype).tiny
+    return jnp.sqrt(jnp.where(present, squares, 1.0)), present
+
+
+def _payable(asked: _Asked) -> tuple[_Asked, jax.Array]:
+    """The program without prices that rounding would hide, and the size of what is asked.
+
+    A row at its price pushes with all of it; against an opposing copy that must hold, it moves
+    nothing but digits. Prices of more than eps^(-1/2) sizes are taken for that: a row is missed by
+    sqrt(eps) / 2 sizes at most where keeping it moves u by one.
+    """
+    norms, present = _norms(asked)
+    rows = norms[asked.value]
+    # No shorter is an update that meets a margin, unless its price is less.
+    pulls = lax.stop_gradient(jnp.minimum(asked.margin / rows, asked.prices * rows))
+    pulls = jnp.where(asked.mask & present[asked.value], pulls, 0.0)
+    size = jnp.maximum(jnp.where(present, norms, 0.0)[-1], jnp.max(pulls, initial=0.0))
+    most = size / rows / float(jnp.finfo(rows.dtype).eps) ** 0.5
+    dear = (asked.prices > most) & (asked.prices < jnp.inf) & (size > 0)
+    return asked._replace(prices=jnp.where(dear, most, asked.prices)), size
+
+
+def _scaled(
+    asked: _Asked, multipliers: jax.Array, least: jax.Array
+) -> tuple[Program, _Units, jax.Array]:
+    """The program in units of unit rows and of the larger of |g| and the half-spaces' answer.
+
+    The third is False where rounding hides that answer; the unit is then ``least``. Margins of
+    opposing copies may exclude each other, and the Gram matrix of copies is singular only to
+    rounding: multipliers of margin / eps solve the dual, and what they add up to is rounding, of
+    about sqrt(eps) times their size as sqrt(lambda^T G lambda) tells it.
+    """
     dtype = asked.gram.dtype
     epsilon = float(jnp.finfo(dtype).eps)
-    squares = jnp.append(jnp.diagonal(asked.gram), asked.squared_norm)
-    present = squares >= jnp.finfo(dtype).tiny
-    norms = lax.stop_gradient(jnp.sqrt(jnp.where(present, squares, 1.0)))
+    norms, present = _norms(asked)
     gram = jnp.concatenate(
         [
             jnp.concatenate([asked.gram, asked.products[:, None]], axis=1),
@@ -265,13 +302,17 @@ def _scaled(asked: _Asked, added: jax.Array) -> tuple[Program, _Units]:
     )
     both = present[:, None] & present[None, :]
     gram = jnp.where(both, gram / norms[:, None] / norms[None, :], 0.0)
-    reached = lax.stop_gradient(jnp.append(added, 1.0) * norms * present)
-    square = jnp.dot(reached, matmul(lax.stop_gradient(gram), reached))
-    size = jnp.maximum(jnp.sqrt(jnp.maximum(square, 0.0)), reached[-1])
-    size = jnp.where(size > 0, size, 1.0)
-
     rows = norms[asked.value]
     mask = asked.mask & present[asked.value]
+    forces = lax.stop_gradient(jnp.where(mask, multipliers * rows, 0.0))
+    pushed = jnp.zeros_like(norms[:-1]).at[asked.value].add(asked.sign * forces)
+    reached = jnp.append(pushed, jnp.where(present, norms, 0.0)[-1])
+    square = jnp.dot(reached, matmul(lax.stop_gradient(gram), reached))
+    size = jnp.maximum(jnp.sqrt(jnp.maximum(square, 0.0)), reached[-1])
+    trusted = jnp.sum(forces) * epsilon**0.375 <= jnp.maximum(size, least)
+    size = jnp.where(trusted, size, least)
+    size = jnp.where(size > 0, size, 1.0)
+
     identity = jnp.eye(norms.shape[0], dtype=dtype)
     angled = (asked.cosines >= 0) & present[:-1]
     cosines = jnp.minimum(asked.cosines, 1.0 - epsilon ** (2 / 3))
@@ -300,7 +341,7 @@ def _scaled(asked: _Asked, added: jax.Array) -> tuple[Program, _Units]:
         radii=jnp.where(bounded, jnp.minimum(radii, far), 1.0),
         bounded=bounded,
     )
-    return program, _Units(size, size / norms, size / rows, size / largest)
+    return program, _Units(size, size / norms, size / rows, size / largest), trusted
 
 
 def _meets(program: Program, coordinates: jax.Array) -> jax.Array:

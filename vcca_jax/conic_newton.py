@@ -126,8 +126,17 @@ def residual(program: Program, point: Point) -> jax.Array:
         jnp.where(jnp.concatenate(counted), jnp.abs(jnp.concatenate(gaps)), 0.0), initial=0.0
     )
     # x (1 + pull / |x|) is the force: what an error of the force means for x.
-    error = smooth * at.length / jnp.where(at.length > 0, (at.length + pull) * unit, 1.0)
-    return jnp.maximum(worst, jnp.where(at.length > 0, error, apex))
+    share = at.length / jnp.where(at.length > 0, (at.length + pull) * unit, 1.0)
+    error = jnp.where(at.length > 0, smooth * share, apex)
+    # Nor is x known better than its summands are.
+    summands = (
+        jnp.sum(point.rows)
+        + jnp.sum(point.angles)
+        + jnp.dot(point.regions, jnp.sum(jnp.abs(at.outward), axis=1))
+    )
+    hidden = jnp.maximum(jnp.sum(jnp.abs(point.coordinates)) / unit, summands * share)
+    rounding = 0.5 * float(jnp.finfo(pull.dtype).eps) * hidden
+    return jnp.maximum(jnp.maximum(worst, error), rounding)
 
 
 def newton_step(program: Program, point: Point) -> tuple[Point, jax.Array]:
