@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from vcca_jax.ledger import Ledger, LedgerError, Period, SettlementConflictError
+from vcca_jax.ledger import CorruptLedgerError, Ledger, LedgerError, Period, SettlementConflictError
 
 # Where SQLite counts transactions: the change counter and the count that its version goes with.
 COUNTERS = (slice(24, 28), slice(92, 96))
@@ -63,6 +63,34 @@ def test_repeated_periods_are_recorded_once_also_within_a_batch(tmp_path):
         assert again[:4] == receipts
         assert again[5] == again[6]
         assert ledger.verify().settlements == 6
+
+
+def test_a_refused_batch_leaves_the_session_as_its_file_is(tmp_path):
+    with Ledger.open(tmp_path / "ledger") as ledger:
+        ledger.settle(0, {"ana": 1.0}, 100)
+        head = ledger.head()
+        refused = [Period(1, {"ana": 1.0, "bob": 1.0}, 100), Period(2, {"ana": 1.0}, -1)]
+        with pytest.raises(LedgerError):
+            ledger.settle_many(refused)
+        assert ledger.verify().head == head
+        assert ledger.principals == ("ana",)
+        assert ledger.head() == head
+        ledger.settle(1, {"ana": 1.0, "bob": 1.0}, 100)
+        assert ledger.verify(head).settlements == 2
+
+
+def test_what_a_session_knows_is_still_looked_for_after_a_refused_batch(tmp_path):
+    path, copy = tmp_path / "ledger", tmp_path / "copy"
+    with Ledger.open(path, principals=["ana"]) as ledger:
+        copy.write_bytes(path.read_bytes())
+        ledger.settle(0, {"ana": 1.0}, 100)
+        with pytest.raises(LedgerError):
+            ledger.settle_many([Period(1, {"ana": 1.0}, 100), Period(2, {"bob": 1.0}, 100)])
+        path.write_bytes(copy.read_bytes())  # cut back to before what the session wrote
+        with pytest.raises(CorruptLedgerError, match="cut off or rewritten"):
+            ledger.verify()
+        with pytest.raises(CorruptLedgerError, match="cut or replaced"):
+            ledger.settle(1, {"ana": 1.0}, 100)
 
 
 @pytest.mark.parametrize(

@@ -38,9 +38,9 @@ class Ledger:
 
     def __init__(self, file: store.Store, rule: ShareRule | None) -> None:
         self._store = file
-        self._uncommitted = False
         with self._store.reading():
-            self._books, self._head = replay(self._store, rule)
+            self._books, self._tip = replay(self._store, rule)
+            self._keep()
 
     @classmethod
     def open(
@@ -135,7 +135,8 @@ class Ledger:
     @property
     def principals(self) -> tuple[str, ...]:
         """The registered principals, in order of registration."""
-        return tuple(self._books.principals)
+        books = self._books if self._in_step else self._refreshed()
+        return tuple(books.principals)
 
     def settle(
         self,
@@ -266,7 +267,7 @@ class Ledger:
     def head(self) -> str:
         """Return the last entry's hash in hexadecimal; kept elsewhere, it serves `verify`."""
         self._refreshed()
-        return self._head.hex()
+        return self._known[1].hex()
 
     def entries(self) -> Iterator[chain.Entry]:
         """Iterate over all entries, as they were when the iteration began."""
@@ -304,7 +305,7 @@ class Ledger:
             self._store.check_pages()
             digests: set[bytes] = set()
             books, last = replay(self._store, self._books.rule, digests.add)
-        for expected, source in ((self._head.hex(), "this session"), (head, "the caller")):
+        for expected, source in ((self._known[1].hex(), "this session"), (head, "the caller")):
             if expected is not None and _digest(expected) not in digests:
                 raise CorruptLedgerError(
                     f"the head {expected} known to {source} is not in the chain: entries were cut "
@@ -337,31 +338,38 @@ class Ledger:
         with self._store.writing():
             self._catch_up()
             yield
-        self._uncommitted = False
+        self._keep()
+
+    def _keep(self) -> None:
+        """Note that the books, and the tip that they end with, are the file's."""
+        self._known = (self._books.count - 1, self._tip)
+        self._in_step = True
 
     def _catch_up(self) -> None:
         """Post what other processes have appended since; to be called inside a transaction."""
-        if self._uncommitted:  # a failed commit left the books ahead of the file
-            self._books, self._head = replay(self._store, self._books.rule)
-            self._uncommitted = False
-            return
-        if self._store.digest(self._books.count - 1) != self._head:
+        seq, head = self._known
+        if self._store.digest(seq) != head:
             raise CorruptLedgerError(
-                f"{self._store.path} no longer holds entry {self._books.count - 1} as this session "
+                f"{self._store.path} no longer holds entry {seq} as this session "
                 f"knows it: it was cut or replaced; {store.RESTORE}"
             )
-        for row in self._store.rows(self._books.count):
-            self._head = advance(self._store, self._books, self._head, row)
+        if self._in_step:
+            self._in_step = False
+            for row in self._store.rows(self._books.count):
+                self._tip = advance(self._store, self._books, self._tip, row)
+        else:  # what was posted last was taken back, or not posted to its end
+            self._books, self._tip = replay(self._store, self._books.rule)
+        self._keep()
 
     def _append(self, draw: Callable[[Books], Draft | None]) -> tuple[Draft, bytes]:
         draft = draw(self._books)
         assert draft is not None
         payload = chain.canonical(draft.content)
-        digest = chain.link(self._head, payload)
-        self._uncommitted = True
+        digest = chain.link(self._tip, payload)
+        self._in_step = False  # until the transaction is committed
         self._store.append(self._books.count, payload, digest)
         self._books.post(draft)
-        self._head = digest
+        self._tip = digest
         return draft, digest
 
 
