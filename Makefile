@@ -69,7 +69,7 @@ distributed: $(READY) ## run a cooperative of two processes on loopback
 figures: $(READY) ## draw every figure and write every table again from the stored results
 	$(BIN)/python -m experiments.figures
 
-notebooks: $(READY) ## execute the notebooks from top to bottom
+notebooks: data ## execute the notebooks from top to bottom
 	$(BIN)/python -m experiments.notebooks
 
 docs: $(READY) ## build the documentation into build/docs, warnings as errors

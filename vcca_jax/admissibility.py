@@ -126,7 +126,7 @@ def beyond_limits(rule: Rule, products: jax.Array, gram: jax.Array, square: jax.
     if rule.limits is None:
         return jnp.asarray(False)
     limits, norm = rule.limits, jnp.sqrt(jnp.maximum(square, 0))
-    cone = limits.cosine * norm * jnp.sqrt(jnp.diagonal(gram))
+    cone = limits.cosine * norm * _value_norms(gram)
     outside = (limits.cosine >= 0) & (products < cone)
     far = _lengths(limits, products) > limits.radius
     return (norm > limits.max_norm) | outside.any() | far.any()
@@ -153,7 +153,7 @@ def _project(
     rule: Rule, products: jax.Array, gram: jax.Array, square: jax.Array, *, policy: Policy
 ) -> Verdict:
     """The nearest admissible update."""
-    count, margin = products.shape[0], rule.margin.astype(products.dtype)
+    margin = rule.margin.astype(products.dtype)
     if rule.limits is not None:
         found = solve_conic_program(
             gram,
@@ -187,7 +187,7 @@ def _project(
     )
     multipliers = jnp.where(rule.mask, solution.multipliers, 0) * rule.sign
     kept = solution.feasible | (policy == "least_violation")
-    coefficients = jnp.zeros(count, products.dtype).at[rule.value].add(multipliers)
+    coefficients = jnp.zeros_like(products).at[rule.value].add(multipliers.astype(products.dtype))
     return Verdict(
         jnp.where(kept, 1.0, 0.0).astype(products.dtype),
         jnp.where(kept, coefficients, 0),
@@ -236,9 +236,14 @@ def _longest(rule: Rule, products: jax.Array, gram: jax.Array, square: jax.Array
     caps = jnp.append(limits.radius, limits.max_norm) / jnp.maximum(
         jnp.append(lengths, norm), jnp.finfo(products.dtype).tiny
     )
-    inside = products >= limits.cosine * norm * jnp.sqrt(jnp.diagonal(gram))
+    inside = products >= limits.cosine * norm * _value_norms(gram)
     angles = (inside | (limits.cosine < 0)).all()
     return jnp.where(angles, jnp.minimum(jnp.min(caps), 1), 0)
+
+
+def _value_norms(gram: jax.Array) -> jax.Array:
+    """[M], of gradients that may have cancelled: rounding leaves squares below zero."""
+    return jnp.sqrt(jnp.maximum(jnp.diagonal(gram), 0))
 
 
 def _lengths(limits: Limits, products: jax.Array) -> jax.Array:

@@ -23,7 +23,7 @@ from vcca_jax.admissibility import (
     judge,
     own_rules,
 )
-from vcca_jax.profiles import ValueProfiles
+from vcca_jax.profiles import ValueProfiles, check_names
 from vcca_jax.rows import Rows, as_rows, tree_dot, weighted
 from vcca_jax.trainer import Params
 from vcca_jax.values import Values
@@ -123,9 +123,16 @@ def keep_admissible(
     decide = judge("project", "least_violation")
 
     def init(params: Params) -> AdmissionState:
-        zero, nothing = jnp.zeros(()), jnp.zeros(len(values.names))
+        count = len(values.names)
+        # Every field is an array of its own: one memory cannot be donated twice.
         report = Admission(
-            nothing > 0, nothing, zero, zero, zero, jnp.zeros((), jnp.int32), zero > 0
+            conflicts=jnp.zeros(count, bool),
+            coefficients=jnp.zeros(count),
+            scale=jnp.zeros(()),
+            removed_norm=jnp.zeros(()),
+            norm=jnp.zeros(()),
+            attempts=jnp.zeros((), jnp.int32),
+            verified=jnp.zeros((), bool),
         )
         return AdmissionState(inner.init(params), jnp.zeros((), jnp.int32), report)
 
@@ -142,6 +149,7 @@ def keep_admissible(
     ) -> tuple[Params, AdmissionState]:
         if params is None:
             raise ValueError("params=None, but values are measured on them; pass the parameters")
+        check_names(profiles, values.names)
         wished, inner_state = inner.update(gradient, state.inner, params, **extra)
         eta = learning_rate(state.steps) if callable(learning_rate) else learning_rate
         if value_gradients is None:
@@ -176,7 +184,10 @@ def keep_admissible(
             return weighted(whole, kept)
 
         trial = _Trial(
-            jnp.ones(()), jnp.zeros_like(products), jnp.asarray(not verify), jnp.asarray(0)
+            length=jnp.ones((), products.dtype),
+            remainder=jnp.zeros_like(products),
+            accepted=jnp.asarray(not verify),
+            tried=jnp.zeros((), jnp.int32),
         )
         if verify:
             # A search has no useful derivative: what it finds is a constant.
@@ -195,14 +206,14 @@ def keep_admissible(
                 beyond = change / eta + first_order
                 beyond = jnp.where(jnp.isfinite(beyond), beyond, 0)
                 length = jnp.where(trial.tried + 1 < FULL_STEPS, trial.length, trial.length / 2)
-                return _Trial(
+                remainder = beyond * (length / trial.length) ** 2
+                after = _Trial(
                     length=jnp.where(kept_all, trial.length, length),
-                    remainder=jnp.where(
-                        kept_all, trial.remainder, beyond * (length / trial.length) ** 2
-                    ),
+                    remainder=jnp.where(kept_all, trial.remainder, remainder),
                     accepted=kept_all,
                     tried=trial.tried + 1,
                 )
+                return _like(trial, after)
 
             trial = jax.lax.while_loop(
                 lambda trial: ~trial.accepted & (trial.tried < attempts), look, trial
@@ -217,10 +228,10 @@ def keep_admissible(
             scale=jnp.where(trial.accepted, verdict.scale * trial.length, 0),
             removed_norm=optax.tree.norm(optax.tree.sub(applied, wished)),
             norm=optax.tree.norm(wished),
-            attempts=jnp.asarray(trial.tried, jnp.int32),
+            attempts=trial.tried,
             verified=trial.accepted & verify,
         )
-        return applied, AdmissionState(inner_state, state.steps + 1, report)
+        return applied, AdmissionState(inner_state, state.steps + 1, _like(state.report, report))
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -244,6 +255,11 @@ def informed_update(
         active=active,
         context=context,
     )
+
+
+def _like(old: Any, new: Any) -> Any:
+    """``new`` in the types of ``old``: margins, losses and products may each be of another."""
+    return jax.tree.map(lambda before, after: after.astype(before.dtype), old, new)
 
 
 class _Trial(NamedTuple):

@@ -11,8 +11,9 @@ import optax
 from vcca_jax import screening
 from vcca_jax.admission import informed_update
 from vcca_jax.contribution import Estimator, aumann_shapley, first_order
+from vcca_jax.gradients import AgentGradients
 from vcca_jax.metric import Metric
-from vcca_jax.profiles import ValueProfiles
+from vcca_jax.profiles import ValueProfiles, check_names, named_values
 from vcca_jax.screening import Screen, ScreenReport
 from vcca_jax.step_gradients import (
     Losses,
@@ -21,7 +22,7 @@ from vcca_jax.step_gradients import (
     step_gradients,
     step_worth,
 )
-from vcca_jax.trainer import ExampleLoss, Params, Trainer, where_live
+from vcca_jax.trainer import ExampleLoss, Params, Trainer, strong, where_live
 from vcca_jax.utility import OneStepUtility, one_step_utility
 from vcca_jax.values import Values
 from vcca_jax.virtual_batch import VirtualBatch
@@ -134,10 +135,12 @@ def cooperate(
             makes every sample an agent.
 
     Raises:
-        ValueError: ``credit_examples`` without what it takes; by the step, where the optimizer is
-            not of that kind, where the estimator does not return one credit an agent, or the screen
-            no ``ScreenReport``.
+        ValueError: a stage that is none, such as its name; ``credit_examples`` without what it
+            takes; by ``init`` and the step, profiles of
+            other values than these; by the step, where the optimizer is not of that kind, where the
+            estimator does not return one credit an agent, or the screen no ``ScreenReport``.
     """
+    _check_stages(optimizer, validation_loss, values, screen, estimator)
     if credit_examples and method == "auto":
         method = "one_pass"
     if credit_examples and (
@@ -158,6 +161,9 @@ def cooperate(
         context: Any = None,
         key: jax.Array | None = None,
     ) -> CooperateState:
+        check_names(profiles, values.names)
+        params = strong(params)
+
         return CooperateState(
             params=params,
             optimizer_state=optimizer.init(params),
@@ -170,7 +176,13 @@ def cooperate(
         )
 
     def step(state: CooperateState, batch: VirtualBatch) -> tuple[CooperateState, CooperateInfo]:
+        if not hasattr(batch, "owners") or not hasattr(batch, "inputs"):
+            raise ValueError(
+                f"batch is a {type(batch).__name__}; make one of a plan's step with"
+                " gather(members.shards, step)"
+            )
         params = state.params
+        check_names(state.profiles, values.names)
         known = step_gradients(
             losses,
             params,
@@ -179,18 +191,14 @@ def cooperate(
             method=method,
             stream_values=stream_values,
             follow_validation=estimator is first_order,
+            named=named_values(state.profiles, batch.active, len(values.names)),
         )
         gradients, rows = known.gradients, known.rows
         screen_now = screen
         if metric is not None:
             diagonal = metric(state.optimizer_state, gradients.sum())
             screen_now = partial(screen, metric=diagonal)
-        screened, report = screen_now(gradients, rows, state.profiles)
-        if not isinstance(report, ScreenReport):
-            raise ValueError(
-                f"screen reports a {type(report).__name__}; return (gradients, ScreenReport), for"
-                " instance untouched(gradients, value_gradients)"
-            )
+        screened, report = _answer(screen_now(gradients, rows, state.profiles))
         update = informed_update(
             optimizer,
             value_gradients=rows,
@@ -254,6 +262,33 @@ def cooperate(
         return where_live(batch, after, state), info
 
     return Trainer(init, step)
+
+
+def _check_stages(
+    optimizer: Any, validation_loss: Any, values: Any, screen: Any, estimator: Any
+) -> None:
+    """Refuse what cannot be a stage while its name is known, not deep inside a trace."""
+    if not callable(getattr(optimizer, "update", None)):
+        raise ValueError(f"optimizer={optimizer!r} is none; give one of optax, as optax.sgd(0.1)")
+    if not isinstance(values, Values):
+        raise ValueError(
+            f"values is a {type(values).__name__}; name the losses with value_losses({{...}})"
+        )
+    stages = {"validation_loss": validation_loss, "screen": screen, "estimator": estimator}
+    for name, stage in stages.items():
+        if not callable(stage) and (stage is not None or name == "validation_loss"):
+            raise ValueError(f"{name}={stage!r} is no function; give one, not its name")
+
+
+def _answer(told: Any) -> tuple[AgentGradients, ScreenReport]:
+    """What a screen returned, if it is what screens return."""
+    if type(told) is not tuple or len(told) != 2 or not isinstance(told[1], ScreenReport):
+        kinds = told if type(told) is tuple else (told,)
+        raise ValueError(
+            f"screen returns {', '.join(type(each).__name__ for each in kinds)}; return (gradients,"
+            " ScreenReport), for instance untouched(gradients, value_gradients)"
+        )
+    return told
 
 
 def _sample_credits(utility: OneStepUtility, weights: jax.Array, batch: VirtualBatch) -> jax.Array:

@@ -107,8 +107,9 @@ def cooperative(
         A ``Cooperative`` whose arrays have shape [capacity, sample_capacity, ...].
 
     Raises:
-        ValueError: no shard, unequal lengths, shapes or dtypes, a value that is not finite, a label
-            out of range, names that are not unique, or a capacity that is too small.
+        ValueError: no shard, unequal lengths, shapes or dtypes, what is no number, a value that is
+            not finite, a label out of range, names that are not unique, or a capacity that is too
+            small.
 
     Example:
         >>> import numpy as np
@@ -208,6 +209,11 @@ def _checked_shard(
             " the leading axes must be the samples, equally many"
         )
     for what, array in (("inputs", inputs), ("targets", targets)):
+        if array.dtype.kind not in "biufcV":  # V: what ml_dtypes adds, such as bfloat16
+            raise ValueError(
+                f"{argument} has {what} of dtype {array.dtype}, and JAX takes numbers alone;"
+                " encode them, labels as integers from 0"
+            )
         if np.issubdtype(array.dtype, np.inexact) and not np.isfinite(array).all():
             bad = int((~np.isfinite(array)).sum())
             raise ValueError(

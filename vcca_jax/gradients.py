@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vcca_jax.rows import rows_combination, rows_dot, scalar_weights, tree_dot, weighted
+from vcca_jax.rows import rows_combination, rows_dot, scalar_weights, tree_dot, weighted, wide
 from vcca_jax.tape import Tape, record
 from vcca_jax.trainer import ExampleLoss, Params, live_count, sample_shares
 from vcca_jax.virtual_batch import VirtualBatch, Visits, present, visits
@@ -45,7 +45,8 @@ class AgentGradients(NamedTuple):
         present: [A] bool, agents with a live sample in the batch; the others have g_i = 0.
         active: [A] bool, members of the cooperative.
         most_present: how many agents are present at most, by shapes alone: a batch of B samples is
-            of at most B agents, however many there are. None where nothing is known.
+            of at most B agents, however many there are. None where nothing is known; whoever makes
+            more agents present sets it to None, or those beyond are not screened.
     """
 
     dot: Callable[[Params], jax.Array]
@@ -103,7 +104,9 @@ def from_stack(
     """
 
     def total(weights: jax.Array | None = None) -> Params:
-        return rows_combination(stack, jnp.ones(active.shape) if weights is None else weights)
+        agents = active.shape[0]
+        held = jnp.ones(agents) if weights is None else checked_weights(weights, agents)
+        return rows_combination(stack, held)
 
     def squared_norms(weights: Params | None = None) -> jax.Array:
         return jax.vmap(lambda g: tree_dot(g, weighted(g, weights)))(stack)
@@ -134,7 +137,9 @@ def from_tape(
         return _agent_sum(share * tape.dot(direction, mine), batch.owners, capacity)
 
     def total(weights: jax.Array | None = None) -> Params:
-        held = share if weights is None else share * weights[batch.owners].astype(share.dtype)
+        held = share
+        if weights is not None:
+            held = share * checked_weights(weights, capacity)[batch.owners].astype(share.dtype)
         return tape.combination(held, mine)
 
     visited = _squared_norms(loss_fn, params, batch, samples_per_visit)
@@ -157,6 +162,20 @@ def from_tape(
     )
 
 
+def checked_weights(weights: jax.Array, agents: int) -> jax.Array:
+    """Weights that are one number an agent; others would be read as if they were.
+
+    Raises:
+        ValueError: they are not [A].
+    """
+    if jnp.shape(weights) != (agents,):
+        raise ValueError(
+            f"weights {jnp.shape(weights)} are not one for each of {agents} slots on the agent"
+            f" axis; give {(agents,)}, 0 for who is left out"
+        )
+    return weights
+
+
 def agent_norms(gradients: AgentGradients) -> jax.Array:
     """[A], the Euclidean norms |g_i|, of a changed operator to rounding: never negative."""
     return jnp.sqrt(jnp.maximum(gradients.squared_norms(), 0))
@@ -175,8 +194,8 @@ def _example_losses(
 
 
 def _agent_sum(values: jax.Array, owners: jax.Array, capacity: int) -> jax.Array:
-    """Sum over each agent's entries along the leading axis."""
-    return jax.ops.segment_sum(values, owners, num_segments=capacity)
+    """Sum over each agent's entries along the leading axis, in float32 at least."""
+    return jax.ops.segment_sum(values.astype(wide(values.dtype)), owners, num_segments=capacity)
 
 
 def _linearized(
@@ -196,7 +215,9 @@ def _linearized(
         return _agent_sum(jvp(direction), batch.owners, capacity)
 
     def total(weights: jax.Array | None = None) -> Params:
-        cotangent = jnp.ones_like(losses) if weights is None else weights[batch.owners]
+        cotangent = jnp.ones_like(losses)
+        if weights is not None:
+            cotangent = checked_weights(weights, capacity)[batch.owners]
         return transpose(cotangent.astype(losses.dtype))[0]
 
     return AgentGradients(
@@ -243,7 +264,7 @@ def _scanned(
         return jax.lax.scan(visit, zeros, plan)[0]
 
     def total(weights: jax.Array | None = None) -> Params:
-        weights = jnp.ones(capacity) if weights is None else weights
+        weights = jnp.ones(capacity) if weights is None else checked_weights(weights, capacity)
 
         def visit(carried: Params, each: Visits) -> tuple[Params, None]:
             weight = weights[each.agents]
@@ -279,7 +300,7 @@ def _stack(
     plan = visits(batch, samples_per_visit)
     each = jax.vmap(_visit_gradient(loss_fn, params, batch))(plan)
     capacity = batch.active.shape[0]
-    return jax.tree.map(lambda g: _agent_sum(g, plan.agents, capacity), each)
+    return jax.tree.map(lambda g: _agent_sum(g, plan.agents, capacity).astype(g.dtype), each)
 
 
 def _squared_norms(

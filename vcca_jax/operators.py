@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vcca_jax.gradients import AgentGradients
+from vcca_jax.gradients import AgentGradients, checked_weights
 from vcca_jax.rows import Rows, as_rows, product_weights, weighted
 from vcca_jax.trainer import Params
 
@@ -146,7 +146,8 @@ def affine(
     ]
 
     def total(weights: jax.Array | None = None) -> Params:
-        weights = jnp.ones_like(scale[0]) if weights is None else weights
+        agents = scale.shape[1]
+        weights = jnp.ones_like(scale[0]) if weights is None else checked_weights(weights, agents)
         return _total(
             weighted(
                 _sum(gradients, weights * scale[p], rows, (weights[None, :] @ coefficients[p])[0]),

@@ -90,9 +90,9 @@ def virtual_batches(
 
 
 def check_layout(batch_size: int, visiting_order: str) -> None:
-    """Refuse a batch of no slots and an unknown order, as a ``ValueError``."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} must be at least 1")
+    """Refuse a batch of no whole number of slots and an unknown order, as a ``ValueError``."""
+    if not isinstance(batch_size, int | np.integer) or batch_size < 1:
+        raise ValueError(f"batch_size={batch_size!r} must be a whole number, at least 1")
     if visiting_order not in ("random", "ascending"):
         raise ValueError(f"visiting_order={visiting_order!r} must be 'random' or 'ascending'")
 

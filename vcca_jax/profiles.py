@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from vcca_jax.constraints import (
@@ -47,6 +49,14 @@ class Frozen(NamedTuple):
     leaves: Params
 
 
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class ValueNames:
+    """The names of M values, known while tracing: no array, and part of a pytree's structure."""
+
+    names: tuple[str, ...]
+
+
 class ValueProfiles(NamedTuple):
     """The principals' profiles, padded: A principals, K half-spaces each.
 
@@ -59,6 +69,7 @@ class ValueProfiles(NamedTuple):
         limits: None where nobody states one.
         frozen: None where nobody freezes anything.
         weight: [A], a principal's say under the scope "weighted"; None: all alike.
+        names: of the M values, in the order that ``value`` counts them; None: not known.
     """
 
     value: Any
@@ -69,6 +80,31 @@ class ValueProfiles(NamedTuple):
     limits: Limits | None = None
     frozen: Frozen | None = None
     weight: Any = None
+    names: ValueNames | None = None
+
+
+def check_names(profiles: ValueProfiles, names: Sequence[str]) -> None:
+    """Refuse profiles that speak of other values: half-spaces find theirs by place alone.
+
+    Raises:
+        ValueError: they were made for other names, or for the same in another order.
+    """
+    if profiles.names is not None and profiles.names.names != tuple(names):
+        raise ValueError(
+            f"profiles speak of the values {list(profiles.names.names)} and the values are"
+            f" {list(names)}; make them with value_profiles(values.names, ...)"
+        )
+
+
+def named_values(profiles: ValueProfiles, active: jax.Array, count: int) -> jax.Array:
+    """[M] bool, the values that some active principal's profile speaks of."""
+    stated = profiles.mask & active[:, None]
+    named = jnp.zeros(count, bool).at[profiles.value].max(stated)
+    if profiles.limits is None:
+        return named
+    bounded = profiles.limits.region & (profiles.limits.radius < jnp.inf)[..., None]
+    limited = (profiles.limits.cosine >= 0) | bounded.any(axis=1)
+    return named | (limited & active[:, None]).any(axis=0)
 
 
 def value_profiles(
@@ -125,6 +161,7 @@ def value_profiles(
         limits=_limits(profiles, names, agents, regions),
         frozen=_frozen(profiles, agents, params, patterns),
         weight=_weights(weights, len(profiles), agents),
+        names=ValueNames(tuple(names)),
     )
 
 

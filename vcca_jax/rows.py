@@ -69,13 +69,27 @@ def stacked_rows(rows: Params) -> Rows:
     )
 
 
-def streamed_rows(values: Values, params: Params, context: Any) -> Rows:
+def named_rows(rows: Params, named: jax.Array) -> Params:
+    """Stacked rows, in which what is not finite counts as 0 where nobody speaks of the value."""
+
+    def leaf(n: jax.Array) -> jax.Array:
+        asked = named.reshape((-1,) + (1,) * (n.ndim - 1))
+        return jnp.where(asked | jnp.isfinite(n), n, 0)
+
+    return jax.tree.map(leaf, rows)
+
+
+def streamed_rows(
+    values: Values, params: Params, context: Any, named: jax.Array | None = None
+) -> Rows:
     """The value gradients at ``params``, one at a time: O(D) memory, and one value's activations.
 
     ``dot`` costs a forward-mode pass a value, and looking at each row or combining them all a
-    backward pass a value, every time; stacked rows cost the backward passes once.
+    backward pass a value, every time; stacked rows cost the backward passes once. With ``named``
+    [M] rows are as ``named_rows`` has them.
     """
     count = len(values.functions)
+    asked = jnp.ones(count, bool) if named is None else named
 
     def gradient(function: ValueLoss) -> Callable[[], Params]:
         return lambda: jax.grad(function)(params, context)
@@ -89,12 +103,14 @@ def streamed_rows(values: Values, params: Params, context: Any) -> Rows:
     derivatives = [derivative(function) for function in values.functions]
 
     def dot(direction: Params) -> jax.Array:
-        return jax.lax.map(
+        told = jax.lax.map(
             lambda index: jax.lax.switch(index, derivatives, direction), jnp.arange(count)
         )
+        return named_rows(told, asked)
 
     def row(index: jax.Array) -> Params:
-        return jax.lax.switch(index, gradients)
+        told = jax.lax.switch(index, gradients)
+        return jax.tree.map(lambda n: jnp.where(asked[index] | jnp.isfinite(n), n, 0), told)
 
     def combination(coefficients: jax.Array) -> Params:
         def add(index: jax.Array, total: Params) -> Params:
@@ -119,14 +135,22 @@ def as_rows(rows: Params | Rows) -> Rows:
 
 def rows_dot(rows: Params, direction: Params) -> jax.Array:
     """[M], inner products of stacked rows (leading [M]) with a direction."""
-    products = jax.tree.map(lambda n, d: n.reshape(n.shape[0], -1) @ d.reshape(-1), rows, direction)
-    return jax.tree.reduce(jnp.add, products)
+
+    def product(n: jax.Array, d: jax.Array) -> jax.Array:
+        kept = wide(jnp.result_type(n, d))
+        return jnp.matmul(n.reshape(n.shape[0], -1), d.reshape(-1), preferred_element_type=kept)
+
+    return jax.tree.reduce(jnp.add, jax.tree.map(product, rows, direction))
 
 
 def rows_gram(rows: Params) -> jax.Array:
     """[M, M], inner products of stacked rows with each other."""
-    products = jax.tree.map(lambda n: n.reshape(n.shape[0], -1) @ n.reshape(n.shape[0], -1).T, rows)
-    return jax.tree.reduce(jnp.add, products)
+
+    def product(n: jax.Array) -> jax.Array:
+        flat = n.reshape(n.shape[0], -1)
+        return jnp.matmul(flat, flat.T, preferred_element_type=wide(n.dtype))
+
+    return jax.tree.reduce(jnp.add, jax.tree.map(product, rows))
 
 
 def rows_combination(rows: Params, coefficients: jax.Array) -> Params:
@@ -135,8 +159,17 @@ def rows_combination(rows: Params, coefficients: jax.Array) -> Params:
 
 
 def tree_dot(left: Params, right: Params) -> jax.Array:
-    """Inner product of two pytrees of one structure."""
-    return jax.tree.reduce(jnp.add, jax.tree.map(jnp.vdot, left, right))
+    """Inner product of two pytrees of one structure, added up in float32 at least."""
+
+    def product(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jnp.vdot(a, b, preferred_element_type=wide(jnp.result_type(a, b)))
+
+    return jax.tree.reduce(jnp.add, jax.tree.map(product, left, right))
+
+
+def wide(dtype: Any) -> Any:
+    """What sums of such numbers are kept in: a sum of hundreds outgrows the digits of bfloat16."""
+    return jnp.promote_types(dtype, jnp.float32)
 
 
 def weighted(tree: Params, weights: Params | None) -> Params:

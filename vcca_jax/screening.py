@@ -161,7 +161,7 @@ def screen(
             scale=scale.sum(axis=0),
             removed_norm=removed,
             norm=norm,
-            value_norms=jnp.sqrt(value_squares),
+            value_norms=jnp.sqrt(jnp.maximum(value_squares, 0)),
         )
         return screened._replace(present=stays), report
 

@@ -21,7 +21,14 @@ import jax.numpy as jnp
 from vcca_jax.gradients import AgentGradients, from_tape
 from vcca_jax.held_out import HeldOutLoss
 from vcca_jax.placement import same_loss
-from vcca_jax.rows import Rows, rows_combination, rows_dot, scalar_weights, weighted
+from vcca_jax.rows import (
+    Rows,
+    named_rows,
+    rows_combination,
+    rows_dot,
+    scalar_weights,
+    weighted,
+)
 from vcca_jax.site_forms import Form
 from vcca_jax.site_views import VIEWS, ViewRule
 from vcca_jax.tape import Tape, record_segments
@@ -70,6 +77,7 @@ def shared_pass(
     context: Any = None,
     *,
     options: OnePass = AUTOMATIC,
+    named: jax.Array | None = None,
 ) -> SharedPass:
     """Run a batch and the examples of held-out losses forward and backward once.
 
@@ -80,6 +88,8 @@ def shared_pass(
         held_out: M losses ``loss(params, context) -> scalar``: value losses, and a validation loss.
         context: theirs.
         options: of the form.
+        named: [M], the losses that somebody asks for; what is not finite in another's slope counts
+            as 0. All by default.
     """
     joined = {
         m: loss
@@ -102,12 +112,15 @@ def shared_pass(
     lines = _cut(tape.losses[batch.mask.shape[0] :], sizes)
     for (m, loss), line in zip(joined.items(), lines, strict=True):
         losses[m], slopes = jax.value_and_grad(_of_line)(line, loss, counts[m])
+        if named is not None:
+            slopes = jnp.where(named[m] | jnp.isfinite(slopes), slopes, 0)
         coefficients.append(slopes)
     formed = None
     if own:
         pairs = [jax.value_and_grad(held_out[m])(params, context) for m in own]
         losses |= {m: loss for m, (loss, _) in zip(own, pairs, strict=True)}
         formed = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(row for _, row in pairs))
+        formed = formed if named is None else named_rows(formed, named[jnp.asarray(own)])
     known = _Pass(tape, gradients.dot, batch, list(joined), own, coefficients, formed)
     # Here, in the pass's own trace: a screen may ask from within a loop, which could not keep it.
     known = replace(known, plain=known.table_in(None))

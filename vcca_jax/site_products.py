@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from vcca_jax.rows import tree_dot, wide
 from vcca_jax.site_forms import ROOM, Form
 from vcca_jax.site_views import MatrixView
 from vcca_jax.sites import Site
@@ -40,11 +41,11 @@ def of_rows(kept: Kept, rows: slice) -> Kept:
 def dot(kept: Kept, moved: Sequence[Any]) -> jax.Array:
     """[r], <d_s, dF/dw moved>."""
     if kept.stack is not None:
-        return kept.stack @ _ravel(kept, moved).astype(kept.stack.dtype)
+        return _product(kept.stack, _ravel(kept, moved).astype(kept.stack.dtype))
 
     def one(h: Sequence[Any], d: Sequence[Any]) -> jax.Array:
         _, pushed = jax.jvp(lambda w: kept.site.apply(h, w), (kept.weights,), (list(moved),))
-        return jnp.stack([jnp.vdot(a, b) for a, b in zip(pushed, d, strict=True)]).sum()
+        return tree_dot(pushed, list(d))
 
     return jax.vmap(one)(kept.activations, kept.cotangents)
 
@@ -54,7 +55,7 @@ def dots(kept: Kept, moved: Sequence[Any]) -> jax.Array:
     if kept.stack is None:
         return jax.vmap(lambda each: dot(kept, each))(list(moved)).T
     lines = jax.vmap(lambda each: _ravel(kept, each))(list(moved))
-    return kept.stack @ lines.T.astype(kept.stack.dtype)
+    return _product(kept.stack, lines.T.astype(kept.stack.dtype))
 
 
 def combination(kept: Kept, coefficients: jax.Array) -> list[Any]:
@@ -88,21 +89,21 @@ def pairs(kept: Kept, others: tuple[jax.Array, jax.Array]) -> jax.Array:
     h, d = seen(view, kept.activations[0], kept.cotangents[0])
     other_h, other_d = seen(view, *others)
     if view.positions == 1:
-        return (h[:, 0] @ other_h[:, 0].T) * (d[:, 0] @ other_d[:, 0].T)
-    met = jnp.einsum("sti,rui->srtu", h, other_h)
-    sent = jnp.einsum("stj,ruj->srtu", d, other_d)
+        return _product(h[:, 0], other_h[:, 0].T) * _product(d[:, 0], other_d[:, 0].T)
+    met = jnp.einsum("sti,rui->srtu", h, other_h, preferred_element_type=wide(h.dtype))
+    sent = jnp.einsum("stj,ruj->srtu", d, other_d, preferred_element_type=wide(d.dtype))
     return (met * sent).sum(axis=(2, 3))
 
 
 def squares(kept: Kept, coefficients: jax.Array, groups: jax.Array, count: int) -> jax.Array | None:
     """[count], |sum_{s in k} c_s grad l_s|^2 at one site, from pairs or from the groups' sums."""
     view = kept.site.view
-    coefficients = coefficients.astype(kept.cotangents[0].dtype)
+    coefficients = coefficients.astype(wide(kept.cotangents[0].dtype))
     size = sum(leaf.size for leaf in kept.weights)
     if kept.stack is None and view is not None and view.positions == 1 and len(groups) < size:
         h, d = (leaf[:, 0] for leaf in seen(view, kept.activations[0], kept.cotangents[0]))
         same = groups[:, None] == groups[None, :]
-        met = jnp.where(same, (h @ h.T) * (d @ d.T), 0)
+        met = jnp.where(same, _product(h, h.T) * _product(d, d.T), 0)
         return jax.ops.segment_sum(coefficients * (met @ coefficients), groups, count)
     if max(count, len(groups)) * size * coefficients.dtype.itemsize > ROOM:
         return None
@@ -114,6 +115,11 @@ def squares(kept: Kept, coefficients: jax.Array, groups: jax.Array, count: int) 
 def seen(view: MatrixView, h: jax.Array, d: jax.Array) -> tuple[jax.Array, jax.Array]:
     """[R, positions, inputs] activations and [R, positions, outputs] cotangents."""
     return jax.vmap(view.rows)(h), jax.vmap(view.columns)(d)
+
+
+def _product(left: jax.Array, right: jax.Array) -> jax.Array:
+    """Of matrices, in float32 at least."""
+    return jnp.matmul(left, right, preferred_element_type=wide(jnp.result_type(left, right)))
 
 
 def _ravel(kept: Kept, weights: Sequence[Any]) -> jax.Array:

@@ -254,6 +254,8 @@ def _meet(
         return [out for out in bind(equation, placed) if _floating(out)]
 
     told = bind(equation, values)
+    if not any(map(_floating, told)):  # a comparison: nothing of it has a derivative
+        return [_Value(out, False) for out in told]
     of_weights = [operands[i] for i in weights]
     rule = views.get(equation.primitive.name)
     seen = len(operands) == 2 and data == [0] and weights == [1] and not operands[1].widening

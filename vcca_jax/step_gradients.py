@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from vcca_jax.gradients import AgentGradients, Method, agent_gradients
 from vcca_jax.held_out import HeldOutLoss
-from vcca_jax.rows import Rows, streamed_rows
+from vcca_jax.rows import Rows, named_rows, streamed_rows
 from vcca_jax.shared_pass import AUTOMATIC, OnePass, losses_at, shared_pass, take
 from vcca_jax.step_forms import cheapest_form, form_costs
 from vcca_jax.trainer import ExampleLoss, Params
@@ -72,6 +72,7 @@ def step_gradients(
     method: StepMethod,
     stream_values: bool,
     follow_validation: bool,
+    named: jax.Array,
 ) -> StepGradients:
     """Agents' and value gradients at the parameters.
 
@@ -83,6 +84,9 @@ def step_gradients(
         method: form of the agent gradients; "auto" leaves it to ``step_forms``.
         stream_values: never hold the M value gradients at once.
         follow_validation: the validation gradient will be asked for.
+        named: [M], the values that some profile speaks of. Where the slope of another is not
+            finite, such as that of a length at 0, it counts as 0: nobody asked for it, and 0 times
+            it would be no number.
     """
     loss_fn, validation, values = losses
     if method == "auto":
@@ -95,12 +99,14 @@ def step_gradients(
         )
         if stream_values:
             told = values.losses(params, context)
-            return StepGradients(gradients, told, streamed_rows(values, params, context))
-        return StepGradients(gradients, *values.gradients(params, context))
+            return StepGradients(gradients, told, streamed_rows(values, params, context, named))
+        told, rows = values.gradients(params, context)
+        return StepGradients(gradients, told, named_rows(rows, named))
     options = method if isinstance(method, OnePass) else AUTOMATIC
     along = follow_validation or isinstance(validation, HeldOutLoss)
     taken = [*values.functions, *([_valued(validation)] if along else [])]
-    seen = shared_pass(loss_fn, params, batch, taken, context, options=options)
+    asked = jnp.concatenate([named, jnp.ones(len(taken) - len(named), bool)])
+    seen = shared_pass(loss_fn, params, batch, taken, context, options=options, named=asked)
     count = len(values.functions)
     return StepGradients(
         seen.gradients,

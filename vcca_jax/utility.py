@@ -17,9 +17,9 @@ import optax
 
 from vcca_jax.admission import informed_update
 from vcca_jax.contribution import Utility
-from vcca_jax.gradients import AgentGradients, Method, agent_gradients
+from vcca_jax.gradients import AgentGradients, Method, agent_gradients, checked_weights
 from vcca_jax.operators import affine, example_products, inner_products
-from vcca_jax.profiles import ValueProfiles
+from vcca_jax.profiles import ValueProfiles, check_names
 from vcca_jax.proportional_updates import Proportion, proportion
 from vcca_jax.rows import Rows, as_rows
 from vcca_jax.screening import Screen
@@ -136,6 +136,7 @@ def one_step_utility(
         return as_rows(jax.tree.map(lambda leaf: leaf[None], gradient))
 
     def first_order(weights: jax.Array) -> jax.Array:
+        checked_weights(weights, gradients.active.shape[0])
         slope = row()
         if screen is not None:
             # The screen bends what a coalition's direction is.
@@ -209,11 +210,16 @@ def training_utility(
             t into a key, or every step draws the same. It comes before the screen.
 
     Raises:
-        ValueError: a screen without values or profiles, or ``segments`` outside 1..T.
+        ValueError: a screen without values or profiles, profiles of other values, no batch, or
+            ``segments`` outside 1..T; by the utility, weights that are not [A].
     """
     if screen is not None and (values is None or profiles is None):
         raise ValueError("screen is given without values= and profiles=; give all three")
+    if values is not None and profiles is not None:
+        check_names(profiles, values.names)
     steps = batches.mask.shape[0]
+    if steps < 1:
+        raise ValueError("batches hold no step; give one virtual batch at least")
     length = _segment_length(steps, segments)
     batches = jax.tree.map(jnp.asarray, batches)
 
