@@ -136,9 +136,9 @@ def cooperate(
 
     Raises:
         ValueError: a stage that is none, such as its name; ``credit_examples`` without what it
-            takes; by ``init`` and the step, profiles of
-            other values than these; by the step, where the optimizer is not of that kind, where the
-            estimator does not return one credit an agent, or the screen no ``ScreenReport``.
+            takes; by ``init`` and the step, profiles of other values than these; by the step, what
+            is no batch, an optimizer that is not of that kind, an estimator that does not return
+            one credit an agent, or a screen without a ``ScreenReport``.
     """
     _check_stages(optimizer, validation_loss, values, screen, estimator)
     if credit_examples and method == "auto":
@@ -163,7 +163,6 @@ def cooperate(
     ) -> CooperateState:
         check_names(profiles, values.names)
         params = strong(params)
-
         return CooperateState(
             params=params,
             optimizer_state=optimizer.init(params),
