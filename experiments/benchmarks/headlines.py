@@ -253,6 +253,8 @@ HEADLINES: tuple[Headline, ...] = (
     H("trajectory", "reverse mode over one run",
       lambda c: one(c["results"]["fidelity"], candidate="influence, all states")["ratio_to_run"],
       2),
+    H("trajectory", "the same, 784-256-128-10",
+      lambda c: c["results"]["reverse_by_size"][-1]["all_states"], 2),
     H("trajectory", "exact Shapley over Aumann-Shapley of two nodes, 8 agents", _least_faster,
       least=True),
     H("trajectory", "64 permutations over Aumann-Shapley of two nodes, 16 agents, worst seed",
