@@ -176,6 +176,35 @@ def test_what_nothing_can_keep_is_not_applied():
     assert int(state.inner[0].count) == 40  # the optimizer's memory moved on
 
 
+@pytest.mark.parametrize("verify", [True, False], ids=["verified", "first order"])
+@pytest.mark.parametrize(
+    ("dtype", "x64"), [("bfloat16", False), ("bfloat16", True), ("float32", True)]
+)
+def test_parameters_of_any_precision_are_scanned_over(dtype, x64, verify):
+    """Margins and reports are of the usual type, products and losses of the parameters'."""
+    with jax.enable_x64(x64):
+        start = [jax.tree.map(lambda x: jnp.asarray(x, dtype), tree) for tree in journey(0)]
+        told = run("adam", tolerance=1e-2, verify=verify)(*start, profiles_of(STATED), ACTIVE)
+    state, (params, updates, report, _), _ = told
+    assert {leaf.dtype for leaf in jax.tree.leaves((params, updates))} == {jnp.dtype(dtype)}
+    assert np.asarray(report.verified).any() == verify
+    assert np.isfinite(flatten(params)).all()
+    assert int(state.steps) == 40
+
+
+def test_the_first_state_can_be_donated():
+    optimizer = keep_admissible(optax.adam(0.05), curved_values())
+    params, profiles = journey(0)[0], profiles_of(STATED)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(state, params):
+        gradient = jax.tree.map(jnp.ones_like, params)
+        return optimizer.update(gradient, state, params, profiles=profiles, active=ACTIVE)[1]
+
+    state = step(step(optimizer.init(params), params), params)
+    assert int(state.steps) == 2
+
+
 @pytest.mark.slow
 def test_a_norm_is_kept_in_units_of_the_direction():
     with jax.enable_x64(True):

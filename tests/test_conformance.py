@@ -329,6 +329,26 @@ def test_a_broken_trainer_is_found_out(step, message):
         check_trainer(spoiled(step), state, problem()[4][0])
 
 
+def test_a_state_that_holds_one_array_twice_is_found_out():
+    trainer, state = batch_trainers()["traversal"]
+    twice = state._replace(optimizer_state=(state.params, state.optimizer_state))
+    with pytest.raises(ValueError, match=r"one array at \.params.* cannot be donated"):
+        check_trainer(trainer, twice, problem()[4][0])
+
+
+def test_a_state_whose_weak_types_a_step_strengthens_is_found_out():
+    def step(state, batch):
+        at = vcca.where_live(batch, state["at"] + jnp.float32(1), state["at"])
+        return {"at": at}, None
+
+    def check(at):
+        check_trainer(Trainer(dict, step), {"at": at}, problem()[4][0])
+
+    check(strong(0.0))
+    with pytest.raises(ValueError, match="types are weak"):
+        check(jnp.asarray(0.0))
+
+
 def test_a_batch_that_shows_nothing_is_refused():
     trainer, state = batch_trainers()["traversal"]
     batch = problem()[4][0]

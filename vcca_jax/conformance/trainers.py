@@ -20,7 +20,8 @@ def check_trainer(trainer: Trainer, state: Any, batch: VirtualBatch | Round) -> 
     """Check that a trainer can take the place of any other.
 
         state       a step returns a state of the same structure, shapes and types, finite, so that
-                    ``lax.scan`` can carry it
+                    ``lax.scan`` can carry it; weak types count, for they compile a step anew
+        memory      no two leaves of the state are one array, so that a step can be donated it
         purity      the same state for the same arguments, however it is called
         transforms  the same states under ``jit``, ``scan`` and ``vmap``
         emptiness   a batch without a live sample changes nothing, to the last bit
@@ -40,6 +41,11 @@ def check_trainer(trainer: Trainer, state: Any, batch: VirtualBatch | Round) -> 
         raise ValueError(
             f"batch holds {int(batch.mask.sum())} live samples; give one with three at least"
         )
+    if twice := _in_two_places(state):
+        raise ValueError(
+            f"state holds one array at {' and at '.join(twice)}, which cannot be donated twice;"
+            " make one for each in init"
+        )
     step = jax.jit(trainer.step)
     after = step(state, batch)[0]
     if described(after) != described(state):
@@ -48,6 +54,12 @@ def check_trainer(trainer: Trainer, state: Any, batch: VirtualBatch | Round) -> 
         raise ValueError(
             f"step returned a state of another kind than it was given: {changed or 'fewer leaves'};"
             " scan carries only what keeps its structure, shapes and types"
+        )
+    weak, weak_after = _weakly_typed(state), _weakly_typed(after)
+    if weak != weak_after:
+        raise ValueError(
+            f"step changed whether types are weak at {sorted(weak ^ weak_after)}, so that the next"
+            " call compiles it anew; return trainer.strong(state) from init"
         )
     if not finite(after):
         raise ValueError("step returned numbers that are not finite from a finite state")
@@ -72,6 +84,35 @@ def check_trainer(trainer: Trainer, state: Any, batch: VirtualBatch | Round) -> 
             f"the state changes by {gap:.3g} of the largest number with what stands in a padding"
             " slot; weigh samples by batch.mask, and divide by the live ones"
         )
+
+
+def _weakly_typed(state: Any) -> set[str]:
+    """Where a state's leaves have types that yield to others, as Python's numbers have."""
+    return {
+        jax.tree_util.keystr(path)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+        if getattr(jnp.asarray(leaf), "weak_type", False)
+    }
+
+
+def _in_two_places(state: Any) -> list[str]:
+    """Two places of a state that share memory, if there are any."""
+    known: dict[Any, str] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        place = jax.tree_util.keystr(path)
+        for piece in _memory(leaf):
+            if known.setdefault(piece, place) != place:
+                return [known[piece], place]
+    return []
+
+
+def _memory(leaf: Any) -> list[tuple[Any, int]]:
+    """The device and address of every piece of an array, nothing for an empty one."""
+    if not isinstance(leaf, jax.Array) or leaf.size == 0:
+        return []
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    return [(s.device, s.data.unsafe_buffer_pointer()) for s in leaf.addressable_shards]
 
 
 def _twice(trainer: Trainer, state: Any, batch: Any) -> Any:
