@@ -241,6 +241,19 @@ def test_random_riders_have_the_stated_norm_and_a_direction_of_their_own():
     assert np.abs(cosines).max() < 5 / np.sqrt(first.shape[1])
 
 
+def test_a_whole_number_is_as_good_a_norm():
+    params, _, _ = operator()
+    _, _, loss_fn, _, batches = problem(SIZES, batch_size=16)
+    gradients = vcca.agent_gradients(loss_fn, params, batches[0], method="stacked")
+
+    def told(norm):
+        made = corruption.random_updates(gradients, jnp.asarray(RIDERS), norm=norm, key=KEY)
+        return made.dot(params), made.squared_norms(), made.sum()
+
+    for left, right in zip(jax.tree.leaves(told(1)), jax.tree.leaves(told(1.0)), strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
 def test_a_random_riders_credit_is_nothing_on_average():
     dots = np.array([np.asarray(told(seed=s)[0]["random"][1])[0] for s in range(60)])
     size = 0.3 * np.linalg.norm(vector(told()[2])) / np.sqrt(len(vector(told()[2])))

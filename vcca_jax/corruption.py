@@ -196,7 +196,7 @@ def random_updates(
         _one_an_agent("norm", jnp.asarray(norm), gradients)
     riders = riders & gradients.present
     honest = scaled_updates(gradients, (~riders).astype(jnp.result_type(float)))
-    norms = jnp.where(riders, norm, 0)
+    norms = jnp.where(riders, jnp.asarray(norm, jnp.result_type(float, norm)), 0)
     shapes, tree = jax.tree.flatten(jax.eval_shape(gradients.sum))
     agents = riders.shape[0]
 
