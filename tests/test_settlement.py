@@ -206,6 +206,17 @@ def test_quantise_rounds_the_exact_product_half_to_even(credit, bits):
     assert quantise([credit], bits) == [round(Fraction(credit) * 2**bits)]
 
 
+@pytest.mark.parametrize("bad", [None, 1j, [1], "1", object()], ids=repr)
+def test_quantise_refuses_what_is_no_number_by_name(bad):
+    with pytest.raises(ValueError, match=r"credits\['eve'\] is"):
+        quantise({"adam": 0.0, "eve": bad})
+
+
+def test_quantise_refuses_negative_digits():
+    with pytest.raises(ValueError, match="scale_bits is -1"):
+        quantise([10**20 + 1], scale_bits=-1)
+
+
 def test_quantise_keeps_names_and_ties_go_to_even():
     assert quantise({"a": 0.5, "b": 1.5, "c": -0.5, "d": 2.5}, 0) == {
         "a": 0,

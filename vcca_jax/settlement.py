@@ -41,7 +41,10 @@ def exact(value: Number, name: str) -> Fraction | int:
         try:
             return operator.index(value)  # type: ignore[arg-type]  # NumPy integers, exactly
         except TypeError:
-            number = float(value)
+            try:
+                number = float(value)
+            except (TypeError, ValueError):
+                raise ValueError(f"{name} is {value!r}; give a number") from None
     if not math.isfinite(number):
         raise ValueError(f"{name} is {number}; give a finite number")
     return Fraction(number)
@@ -64,12 +67,15 @@ def quantise(
         Python integers in units of 2^-k, as a dict or a list like `credits`.
 
     Raises:
-        ValueError: If a credit is NaN, infinite or no number; the error names it.
+        ValueError: If a credit is NaN, infinite or no number, and the error names it; or if
+            `scale_bits` is negative.
 
     Example:
         >>> quantise({"ana": 0.5, "ben": -0.25}, scale_bits=2)
         {'ana': 2, 'ben': -1}
     """
+    if scale_bits < 0:
+        raise ValueError(f"scale_bits is {scale_bits}; give a number of binary digits, 0 or more")
     if isinstance(credits, Mapping):
         numbers = _quantised(credits, list(credits.values()), scale_bits)
         return dict(zip(credits, numbers, strict=True))
