@@ -1,4 +1,5 @@
 import gc
+import logging
 import shutil
 
 import jax
@@ -66,6 +67,17 @@ def test_a_tree_comes_back_bit_for_bit_with_its_types_and_its_note(tmp_path):
     # And the run goes on with the same draws.
     draws = [jax.random.normal(tree["run"].key, (2,)) for tree in (restored, saved)]
     np.testing.assert_array_equal(*draws)
+
+
+def test_the_programs_logger_keeps_its_level(tmp_path):
+    logger = logging.getLogger("absl")
+    before = logger.level
+    try:
+        logger.setLevel(logging.INFO)
+        with checkpoints(tmp_path):
+            assert logger.level == logging.INFO
+    finally:
+        logger.setLevel(before)
 
 
 def test_the_last_two_are_kept_and_a_number_may_be_written_again(tmp_path):

@@ -34,14 +34,14 @@ class Checkpoints:
     def __init__(self, directory: str | Path) -> None:
         """Open a directory, which is made if absent; remains of broken saves are removed."""
         self._directory = Path(directory).resolve()
-        # Orbax announces on the root logger what every call does; only trouble is of interest.
-        logging.getLogger("absl").setLevel(logging.ERROR)
         # Folders are made before `save` returns: one that cannot be made is told at once, where
         # the other way Orbax waits twenty minutes for it.
         options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+        with _errors_alone():  # Orbax warns of how options are passed
+            context = ocp.Context(async_options=options)
         self._checkpointer = ocp.training.Checkpointer(
             self._directory,
-            context=ocp.Context(async_options=options),
+            context=context,
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=ocp.training.preservation_policies.LatestN(_KEPT),
             cleanup_tmp_directories=True,
@@ -144,6 +144,18 @@ def checkpoints(directory: str | Path) -> Iterator[Checkpoints]:
         yield opened
     finally:
         opened.close()
+
+
+@contextmanager
+def _errors_alone() -> Iterator[None]:
+    """Let Orbax's logger, which is everybody's, tell of errors alone for a while."""
+    logger = logging.getLogger("absl")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _layout(tree: Any) -> dict[str, str]:
