@@ -129,7 +129,8 @@ def test_capacities_are_by_default_what_is_needed():
     np.testing.assert_array_equal(arrays.sign, [[0, 0], [1, -1], [-1, 0]])
     np.testing.assert_array_equal(arrays.margin, [[0, 0], [0, 0.5], [0, 0]])
     np.testing.assert_array_equal(arrays.mask, [[0, 0], [1, 1], [1, 0]])
-    assert arrays[4:] == (None, None, None, None)
+    assert arrays[4:8] == (None, None, None, None)
+    assert arrays.names.names == NAMES
     assert value_profiles(NAMES, [[], []]).mask.shape == (2, 1)
 
 

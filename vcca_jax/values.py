@@ -133,7 +133,9 @@ def drawn_loss(loss_fn: ExampleLoss, inputs: Any, targets: Any, *, size: int) ->
 
     The rows are drawn without replacement by the key that ``redrawn(trainer, key, every=k)`` puts
     in the context: V, and its gradient, are then unbiased estimates of the whole group's. Where
-    the context holds no draw, such as in an evaluation, it is the loss of all rows.
+    the context holds no draw, such as in an evaluation, it is the loss of all rows. Groups of one
+    length and size draw the same places, so give rows of different groups in orders of their own
+    where their errors should not go together.
 
     Args:
         loss_fn: ``loss_fn(params, inputs, targets) -> [n]``.
