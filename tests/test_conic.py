@@ -31,6 +31,7 @@ from tests.conic_examples import (
 from vcca_jax import conic, conic_newton
 from vcca_jax.conic import solve_conic_program
 from vcca_jax.conic_interior import interior_point
+from vcca_jax.conic_units import Asked, scaled
 
 SIZES = (1, 2, 4, 8, 16)
 
@@ -397,7 +398,7 @@ def test_the_interior_point_alone_comes_close():
             arguments = padded(example(rng, kinds, 4), np.float64, 4, 4)
             arguments = {k: jnp.asarray(x) for k, x in arguments.items()}
             arguments["prices"] = jnp.full(4, jnp.inf)
-            programs.append(conic._scaled(conic._Asked(**arguments), jnp.zeros(4), 0.0)[0])
+            programs.append(scaled(Asked(**arguments), jnp.zeros(4), 0.0)[0])
         programs = jax.tree.map(lambda *x: jnp.stack(x), *programs)
         point = jax.jit(jax.vmap(lambda p: interior_point(p, jnp.asarray(False))))(programs)
         residual = jax.vmap(conic_newton.residual)(programs, point)
