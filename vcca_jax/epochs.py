@@ -112,8 +112,11 @@ def epoch_runner(
         prefetch: of a streamed source, chunks read ahead.
 
     Raises:
-        ValueError: a chunk below 1; by ``run``, no step, or no chunk for an iterable of steps.
+        ValueError: what is no trainer, or a chunk below 1; by ``run``, no step, or no chunk for an
+            iterable of steps.
     """
+    if not callable(getattr(trainer, "step", None)):
+        raise ValueError(f"trainer={trainer!r} has no step; give a Trainer, as cooperate(...) is")
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk={chunk} must be at least 1")
     drawn: Draw = as_given if streamed else draw

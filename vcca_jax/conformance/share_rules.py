@@ -2,6 +2,7 @@
 
 import copy
 import tempfile
+from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
@@ -84,7 +85,12 @@ def check_share_rule(rule: ShareRule) -> RuleTraits:
 def divided(rule: ShareRule, credits: dict[str, int], standings: Standings) -> dict[str, Fraction]:
     """A period's shares as parts of 1, after they are checked; empty where nobody has any."""
     before = copy.deepcopy((credits, standings))
-    shares = dict(rule.shares(credits, standings))
+    told = rule.shares(credits, standings)
+    if not isinstance(told, Mapping):
+        raise ValueError(
+            f"shares returned a {type(told).__name__}; return a mapping of parties to shares"
+        )
+    shares = dict(told)
     if (credits, standings) != before:
         raise ValueError("shares changed its arguments; a rule is a pure function: copy them first")
     for party, share in shares.items():

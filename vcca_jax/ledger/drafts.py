@@ -106,10 +106,16 @@ def request(scale_bits: int, asked: Period) -> Request:
     """Quantise what a settlement is asked with.
 
     Raises:
-        ValueError: If a number is NaN, infinite or no number; the error names it.
+        ValueError: If a number is NaN, infinite or no number, which the error names, or the credits
+            are no mapping.
         LedgerError: If the period, the revenue, the evidence or the stream can't be.
     """
     period, credits, revenue, gain, carry_over, evidence, stream = asked
+    if not isinstance(credits, Mapping):
+        raise ValueError(
+            f"credits are a {type(credits).__name__}, and money goes to names; give a mapping, such"
+            " as members.named(state.credits)"
+        )
     if isinstance(period, bool) or not isinstance(period, int | str) or period == "":
         raise LedgerError(f"period is {period!r}; give a number or a name")
     if evidence is not None and not isinstance(evidence, str):
