@@ -7,6 +7,7 @@ from tests.problems import in_float64, problem, relative_difference
 from vcca_jax.gradients import agent_gradients, agent_norms
 from vcca_jax.operators import affine
 from vcca_jax.rows import rows_dot, rows_gram, tree_dot
+from vcca_jax.shared_pass import OnePass
 
 METHODS = ("linearized", "one_pass", "scanned", "stacked")
 
@@ -160,5 +161,7 @@ def test_bad_input_is_refused_by_name():
     _, _, loss_fn, params, steps = problem()
     with pytest.raises(ValueError, match="method='guess'"):
         agent_gradients(loss_fn, params, steps[0], method="guess")
+    with pytest.raises(ValueError, match="method=OnePass"):
+        agent_gradients(loss_fn, params, steps[0], method=OnePass())
     with pytest.raises(ValueError, match="one loss an example"):
         agent_gradients(lambda p, x, y: loss_fn(p, x, y).mean(), params, steps[0])

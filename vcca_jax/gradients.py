@@ -89,7 +89,7 @@ def agent_gradients(
         "scanned": _scanned,
         "stacked": _stacked,
     }
-    if method not in forms:
+    if not isinstance(method, str) or method not in forms:
         raise ValueError(f"method={method!r} must be one of {sorted(forms)}")
     made = forms[method](loss_fn, params, batch, samples_per_visit)
     return made._replace(most_present=batch.mask.size)

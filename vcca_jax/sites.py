@@ -109,6 +109,24 @@ class Survey(NamedTuple):
     outputs: list[list[jax.ShapeDtypeStruct]]
 
 
+def loss_of_one(
+    loss_fn: Callable[[Any, Any, Any], jax.Array], params: Any, example: Any
+) -> Callable[[Sequence[Any], Sequence[Any]], jax.Array]:
+    """A per-example loss as ``of_one(leaves, data) -> scalar``, of one example's leaves.
+
+    Args:
+        loss_fn: ``loss_fn(params, inputs, targets) -> [n]``.
+        params: structure of the parameters.
+        example: structure of ``(inputs, targets)``.
+    """
+
+    def of_one(leaves: Sequence[Any], data: Sequence[Any]) -> jax.Array:
+        alone = jax.tree.unflatten(example, [leaf[None] for leaf in data])
+        return loss_fn(jax.tree.unflatten(params, leaves), *alone)[0]
+
+    return of_one
+
+
 def survey(
     of_one: Callable[[Sequence[Any], Sequence[Any]], jax.Array],
     leaves: Sequence[Any],

@@ -33,7 +33,7 @@ from vcca_jax.programs import multiplications
 from vcca_jax.shared_pass import HeldOut, joined_rows
 from vcca_jax.site_forms import PASS, WIDTH, site_costs, site_form
 from vcca_jax.site_views import VIEWS, ViewRule
-from vcca_jax.sites import survey
+from vcca_jax.sites import loss_of_one, survey
 from vcca_jax.trainer import ExampleLoss, Params
 from vcca_jax.virtual_batch import VirtualBatch, visits
 
@@ -87,12 +87,8 @@ def form_costs(
     rows, held, asked = batch.mask.shape[0], sum(blocks), len(held_out)
     loss_fn, segments, where = placed(loss_fn, [(batch.inputs, batch.targets)])
     leaves, structure = jax.tree.flatten(params)
-    example = jax.tree.structure(segments[0])
+    of_one = loss_of_one(loss_fn, structure, jax.tree.structure(segments[0]))
     data = [where.example(leaf) for leaf in where.join(segments)]
-
-    def of_one(leaves: Sequence[Any], data: Sequence[Any]) -> jax.Array:
-        alone = jax.tree.unflatten(example, [leaf[None] for leaf in data])
-        return loss_fn(jax.tree.unflatten(structure, leaves), *alone)[0]
 
     def moved(leaves: Sequence[Any], along: Sequence[Any], data: Sequence[Any]) -> Any:
         return jax.jvp(lambda at: of_one(at, data), (leaves,), (along,))

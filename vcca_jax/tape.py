@@ -38,7 +38,7 @@ from vcca_jax.placement import Segment, placed
 from vcca_jax.site_forms import Form, site_form
 from vcca_jax.site_products import Kept, of_rows
 from vcca_jax.site_views import VIEWS, ViewRule
-from vcca_jax.sites import Site, run, survey
+from vcca_jax.sites import Site, loss_of_one, run, survey
 from vcca_jax.trainer import ExampleLoss, Params
 
 EVERY = slice(None)
@@ -130,16 +130,12 @@ def record_segments(
         raise ValueError(f"form={form!r} must be 'auto', 'pairs', 'stacked' or 'directions'")
     loss_fn, segments, where = placed(loss_fn, segments)
     leaves, structure = jax.tree.flatten(params)
-    example = jax.tree.structure(segments[0])
+    of_one = loss_of_one(loss_fn, structure, jax.tree.structure(segments[0]))
     count = sum(jax.tree.leaves(segment)[0].shape[0] for segment in segments)
     if sum(blocks) > count or not all(size > 0 for size in blocks):
         raise ValueError(f"blocks={tuple(blocks)} must be positive and of {count} rows at most")
     data = where.join(segments)
     first = [where.example(leaf) for leaf in data]
-
-    def of_one(leaves: Sequence[Any], data: Sequence[Any]) -> jax.Array:
-        alone = jax.tree.unflatten(example, [leaf[None] for leaf in data])
-        return loss_fn(jax.tree.unflatten(structure, leaves), *alone)[0]
 
     program, sizes, shapes = survey(of_one, leaves, first, views)
     forms = [site_form(size, examples=count, blocks=blocks, wish=form) for size in sizes]
