@@ -8,7 +8,7 @@ import quadprog
 from hypothesis import strategies as st
 
 from tests.compiling import optimized
-from vcca_jax.cones import cone_projection
+from vcca_jax.cones.projection import cone_projection
 
 ROWS, WIDTH = 5, 8  # the padded shape of the free tests: one trace for all of them
 KINDS = ("plain", "margins", "duplicate", "opposing", "zero", "correlated")

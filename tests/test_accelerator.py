@@ -10,8 +10,9 @@ import pytest
 
 import vcca_jax as vcca
 from vcca_jax.plan import TraversalPlan
-from vcca_jax.sharded_batch import shard_cooperative, sharded_gather, sharded_plan
-from vcca_jax.sharding import agent_mesh, sharded, sharded_loss, spread_loss
+from vcca_jax.sharding.batch import shard_cooperative, sharded_gather, sharded_plan
+from vcca_jax.sharding.losses import sharded_loss, spread_loss
+from vcca_jax.sharding.mesh import agent_mesh, sharded
 
 pytestmark = [
     pytest.mark.gpu,

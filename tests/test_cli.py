@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.run_examples import CONFIG, digests, edit_payout
-from vcca_jax import cli
+from vcca_jax.cli import commands as cli
 from vcca_jax.runs import load_config
 
 runner = CliRunner()
@@ -329,7 +329,7 @@ def test_help_shows_an_example():
 @pytest.mark.slow
 def test_killed_at_any_moment_it_resumes_to_the_same_bytes(config, runs, tmp_path):
     """Real kills, at ten moments spread over the run's own duration."""
-    command = [sys.executable, "-m", "vcca_jax.cli", "run", str(config), "--name", "demo", "-q"]
+    command = [sys.executable, "-m", "vcca_jax", "run", str(config), "--name", "demo", "-q"]
     begun = time.monotonic()
     subprocess.run([*command, "--runs", str(tmp_path / "whole")], check=True)
     lasts = time.monotonic() - begun

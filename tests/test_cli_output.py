@@ -19,8 +19,10 @@ from typer.testing import CliRunner
 
 from tests.report_examples import EPOCHS, made_run
 from tests.run_examples import CONFIG, edit_payout
-from vcca_jax import __version__, cli, console
+from vcca_jax import __version__
 from vcca_jax import runs as package
+from vcca_jax.cli import commands as cli
+from vcca_jax.cli import console
 from vcca_jax.ledger import Ledger
 from vcca_jax.runs import read_results
 
@@ -222,13 +224,15 @@ def test_shells_are_offered_commands_and_runs(runs):
 
 @pytest.mark.slow
 def test_a_real_interrupt_keeps_what_was_settled(tmp_path):
-    command = [sys.executable, "-m", "vcca_jax.cli", "run", str(CONFIG), "--runs", str(tmp_path)]
+    # Where the tests run in the background, interrupts are ignored, and children inherit that.
+    program = (
+        "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        " runpy.run_module('vcca_jax', run_name='__main__')"
+    )
     process = subprocess.Popen(
-        [*command, "--name", "a", "--json"],
+        [sys.executable, "-c", program, *f"run {CONFIG} --runs {tmp_path} --name a --json".split()],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        # Where the tests run in the background, interrupts are ignored, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     ledger = tmp_path / "a" / "ledger.sqlite"
     limit = time.monotonic() + 300

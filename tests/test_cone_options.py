@@ -20,9 +20,14 @@ from tests.cone_examples import (
     quadratic_program,
     worst_error,
 )
-from vcca_jax import cones
-from vcca_jax.cone_duals import BLOCK
-from vcca_jax.cones import ConeSolution, cone_projection, solve_cone_dual, solve_cone_duals
+from vcca_jax.cones import projection
+from vcca_jax.cones.duals import BLOCK
+from vcca_jax.cones.projection import (
+    ConeSolution,
+    cone_projection,
+    solve_cone_dual,
+    solve_cone_duals,
+)
 
 
 def dual_programs(rng):
@@ -161,7 +166,7 @@ def test_one_correction_in_parameter_space_brings_the_digits_back(
     asked = [tuple(x.astype(np.float32) for x in cone) for cone in asked]
     references = [quadratic_program(*cone) for cone in asked]
     corrected = project_batch(*batch(asked, SMALL, np.float32))
-    monkeypatch.setattr(cones, "CORRECTION_STEPS", 0)
+    monkeypatch.setattr(projection, "CORRECTION_STEPS", 0)
     # A new function: the steps are read while tracing, and jit caches traces by function.
     plain = optimized(jax.vmap(lambda *cone: cone_projection(*cone)))(
         *batch(asked, SMALL, np.float32)

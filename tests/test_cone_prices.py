@@ -25,8 +25,8 @@ from tests.cone_examples import (
     random_cones,
     worst_error,
 )
-from vcca_jax import cone_pivoting
-from vcca_jax.cones import cone_projection, project_onto_cone, solve_cone_dual
+from vcca_jax.cones import pivoting
+from vcca_jax.cones.projection import cone_projection, project_onto_cone, solve_cone_dual
 
 ENDLESS = np.inf
 
@@ -113,7 +113,7 @@ def test_equals_a_quadratic_program_with_slack(dtype):
 
 
 def test_interior_point_alone_keeps_the_prices(monkeypatch):
-    monkeypatch.setattr(cone_pivoting, "most_moves", lambda size: 0)
+    monkeypatch.setattr(pivoting, "most_moves", lambda size: 0)
     rng = np.random.default_rng(32)
     cones = [example(rng, kind, 12, 20) for kind in KINDS for _ in range(8)]
     cones = [tuple(x.astype(np.float32) for x in cone) for cone in cones]

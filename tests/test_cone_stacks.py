@@ -19,9 +19,9 @@ from tests.cone_examples import (
     quadratic_program,
     worst_error,
 )
-from vcca_jax import cone_stacks, cones
-from vcca_jax.cone_stacks import project_stack_onto_cones
-from vcca_jax.cones import cone_projection, solve_cone_dual, solve_cone_duals
+from vcca_jax.cones import projection, stacks
+from vcca_jax.cones.projection import cone_projection, solve_cone_dual, solve_cone_duals
+from vcca_jax.cones.stacks import project_stack_onto_cones
 
 SHARED = (0, None, None, None)
 
@@ -38,7 +38,7 @@ def mixed_batch(seed, dtype=np.float32):
 @pytest.fixture
 def small_chunks(monkeypatch):
     # Several chunks and a rest, at the width that other tests compile for.
-    monkeypatch.setattr(cone_stacks, "CHUNK", 16)
+    monkeypatch.setattr(stacks, "CHUNK", 16)
 
 
 def test_a_stack_equals_one_agent_at_a_time(small_chunks):
@@ -193,10 +193,10 @@ def test_one_step_in_parameter_space_gains_a_digit(monkeypatch, condition):
     exact = [quadratic_program(*cone) for cone in data]
     errors = []
     for steps in (0, 1):
-        monkeypatch.setattr(cones, "CORRECTION_STEPS", steps)
-        projection = optimized(jax.vmap(lambda *cone: cone_projection(*cone)))(*padded)
-        assert projection.feasible.all()
-        errors.append(worst_error(projection, exact))
+        monkeypatch.setattr(projection, "CORRECTION_STEPS", steps)
+        found = optimized(jax.vmap(lambda *cone: cone_projection(*cone)))(*padded)
+        assert found.feasible.all()
+        errors.append(worst_error(found, exact))
     assert errors[1] <= (1e-6 if condition == 100.0 else 1e-5)
     assert errors[0] >= 10 * errors[1]
 

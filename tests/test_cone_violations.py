@@ -18,7 +18,7 @@ from tests.cone_examples import (
     project_batch,
     random_cones,
 )
-from vcca_jax.cones import cone_projection, project_onto_cone, solve_cone_dual
+from vcca_jax.cones.projection import cone_projection, project_onto_cone, solve_cone_dual
 
 
 def lowered(*cone):

@@ -29,8 +29,13 @@ from tests.cone_examples import (
     reference,
     worst_error,
 )
-from vcca_jax import cone_pivoting
-from vcca_jax.cones import ConeProjection, cone_projection, project_onto_cone, solve_cone_dual
+from vcca_jax.cones import pivoting
+from vcca_jax.cones.projection import (
+    ConeProjection,
+    cone_projection,
+    project_onto_cone,
+    solve_cone_dual,
+)
 
 
 @given(padded_cones())
@@ -198,7 +203,7 @@ def test_ten_thousand_random_cones_are_never_nan():
 
 
 def test_interior_point_alone_solves_what_pivoting_leaves(monkeypatch):
-    monkeypatch.setattr(cone_pivoting, "most_moves", lambda size: 0)
+    monkeypatch.setattr(pivoting, "most_moves", lambda size: 0)
     rng = np.random.default_rng(4)
     kinds = [kind for kind in KINDS for _ in range(8)]
     cones = [example(rng, kind, 12, 20) for kind in kinds]

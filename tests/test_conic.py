@@ -28,10 +28,10 @@ from tests.conic_examples import (
     update_of,
     violation,
 )
-from vcca_jax import conic, conic_newton
-from vcca_jax.conic import solve_conic_program
-from vcca_jax.conic_interior import interior_point
-from vcca_jax.conic_units import Asked, scaled
+from vcca_jax.cones import conic, conic_newton
+from vcca_jax.cones.conic import solve_conic_program
+from vcca_jax.cones.conic_interior import interior_point
+from vcca_jax.cones.conic_units import Asked, scaled
 
 SIZES = (1, 2, 4, 8, 16)
 

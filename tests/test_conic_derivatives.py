@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.conic_examples import KINDS, example, padded, plain
-from vcca_jax.conic import solve_conic_program
+from vcca_jax.cones.conic import solve_conic_program
 
 
 def of_update(arguments, gradient, values):

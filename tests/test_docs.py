@@ -209,13 +209,23 @@ EXAMPLES = sorted(
 )
 
 
+@pytest.mark.parametrize("name", ["cli", "cones", "one_pass", "sharding"])
+def test_a_package_says_what_each_of_its_modules_does(name):
+    package = importlib.import_module(f"vcca_jax.{name}")
+    there = {path.stem for path in (ROOT / "vcca_jax" / name).glob("[!_]*.py")}
+    assert set(re.findall(r"^\| ``(\w+)`` \|", package.__doc__, re.MULTILINE)) == there
+
+
 def test_central_functions_have_examples():
     assert len(EXAMPLES) >= 10
 
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=[pytest.mark.slow] * (n == "vcca_jax.cones")) for n in EXAMPLES],
+    [
+        pytest.param(n, marks=[pytest.mark.slow] * (n == "vcca_jax.cones.projection"))
+        for n in EXAMPLES
+    ],
 )
 def test_examples_in_docstrings(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -5,9 +5,9 @@ import pytest
 
 from tests.problems import in_float64, problem, relative_difference
 from vcca_jax.gradients import agent_gradients, agent_norms
+from vcca_jax.one_pass.shared_pass import OnePass
 from vcca_jax.operators import affine
 from vcca_jax.rows import rows_dot, rows_gram, tree_dot
-from vcca_jax.shared_pass import OnePass
 
 METHODS = ("linearized", "one_pass", "scanned", "stacked")
 

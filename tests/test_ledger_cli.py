@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.run_examples import smoke
-from vcca_jax import cli
+from vcca_jax.cli import commands as cli
 from vcca_jax.ledger import Ledger
 from vcca_jax.runs import read_results, run
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from vcca_jax.cli import app
+from vcca_jax.cli.commands import app
 
 HEART = Path(__file__).parent.parent / "experiments" / "heart" / "config.toml"
 STATED = """

@@ -14,10 +14,10 @@ from vcca_jax.constraints import forbid, protect
 from vcca_jax.contribution import first_order
 from vcca_jax.cooperate import cooperate
 from vcca_jax.held_out import DRAW
+from vcca_jax.one_pass.shared_pass import losses_at, shared_pass
 from vcca_jax.profiles import value_profiles
 from vcca_jax.refresh import Tangents, redrawn, retaken, tangent_values
 from vcca_jax.screening import screen
-from vcca_jax.shared_pass import losses_at, shared_pass
 from vcca_jax.trainer import Trainer
 from vcca_jax.values import drawn_loss, group_loss, value_losses, weighted_sum
 

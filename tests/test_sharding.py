@@ -16,14 +16,9 @@ from vcca_jax.gradients import agent_gradients
 from vcca_jax.noise import Keyed
 from vcca_jax.operators import inner_products
 from vcca_jax.plan import TraversalPlan
-from vcca_jax.sharded_batch import shard_cooperative, sharded_gather, sharded_plan
-from vcca_jax.sharding import (
-    agent_mesh,
-    parameter_shardings,
-    sharded,
-    sharded_loss,
-    spread_loss,
-)
+from vcca_jax.sharding.batch import shard_cooperative, sharded_gather, sharded_plan
+from vcca_jax.sharding.losses import sharded_loss, spread_loss
+from vcca_jax.sharding.mesh import agent_mesh, parameter_shardings, sharded
 
 # Sizes that occur nowhere else, so that a shape in a compiled program says what it holds; classes
 # are even, so that parameters divide in two.

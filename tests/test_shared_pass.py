@@ -14,11 +14,11 @@ from vcca_jax.contribution import aumann_shapley, first_order, influence
 from vcca_jax.cooperate import cooperate
 from vcca_jax.gradients import agent_gradients, from_stack
 from vcca_jax.held_out import HeldOutLoss
+from vcca_jax.one_pass.shared_pass import OnePass, losses_at, shared_pass, take
 from vcca_jax.operators import affine, example_products, inner_products
 from vcca_jax.profiles import value_profiles
 from vcca_jax.rows import as_rows
 from vcca_jax.screening import screen
-from vcca_jax.shared_pass import OnePass, losses_at, shared_pass, take
 from vcca_jax.trainer import noisy
 from vcca_jax.utility import one_step_utility
 from vcca_jax.values import (

@@ -15,9 +15,9 @@ from vcca_jax.cooperate import cooperate
 from vcca_jax.gradients import agent_gradients
 from vcca_jax.model import model_loss
 from vcca_jax.models import mlp
+from vcca_jax.one_pass.shared_pass import OnePass
 from vcca_jax.profiles import value_profiles
 from vcca_jax.programs import multiplications
-from vcca_jax.shared_pass import OnePass
 from vcca_jax.step_forms import FormCost, cheapest_form, form_costs
 from vcca_jax.values import group_loss, value_losses
 from vcca_jax.virtual_batch import VirtualBatch

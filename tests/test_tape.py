@@ -12,7 +12,7 @@ from tests.problems import criterion, in_float64
 from vcca_jax.low_rank import low_rank
 from vcca_jax.model import model_loss
 from vcca_jax.noise import Keyed
-from vcca_jax.tape import record
+from vcca_jax.one_pass.tape import record
 
 ROWS, BLOCKS = 6, (1, 3)  # directions are made of the last four
 TARGETS = np.array([0, 2, 1, 1, 0, 2], np.int32)

@@ -26,9 +26,14 @@ from vcca_jax.baselines import (
 )
 from vcca_jax.boundary import check_boundary
 from vcca_jax.checks import checked
-from vcca_jax.cone_stacks import project_stack_onto_cones
-from vcca_jax.cones import cone_projection, project_onto_cone, solve_cone_dual, solve_cone_duals
-from vcca_jax.conic import solve_conic_program
+from vcca_jax.cones.conic import solve_conic_program
+from vcca_jax.cones.projection import (
+    cone_projection,
+    project_onto_cone,
+    solve_cone_dual,
+    solve_cone_duals,
+)
+from vcca_jax.cones.stacks import project_stack_onto_cones
 from vcca_jax.constraints import (
     Constraint,
     forbid,
@@ -78,6 +83,7 @@ from vcca_jax.metric import adam_metric
 from vcca_jax.model import SplitModel, model_loss
 from vcca_jax.models import mlp, transformer, vgg
 from vcca_jax.noise import Keyed
+from vcca_jax.one_pass.shared_pass import OnePass, shared_pass
 from vcca_jax.operators import affine
 from vcca_jax.plan import TraversalPlan, virtual_batches
 from vcca_jax.plan_stream import stream_plan
@@ -89,15 +95,15 @@ from vcca_jax.rows import Rows, streamed_rows
 from vcca_jax.screen_report import ScreenReport, screened_by, untouched
 from vcca_jax.screening import screen
 from vcca_jax.settlement import allocate, quantise
-from vcca_jax.sharded_batch import (
+from vcca_jax.sharding.batch import (
     ShardedBatch,
     shard_cooperative,
     sharded_gather,
     sharded_plan,
 )
-from vcca_jax.sharding import agent_mesh, parameter_shardings, sharded, sharded_loss, spread_loss
+from vcca_jax.sharding.losses import sharded_loss, spread_loss
+from vcca_jax.sharding.mesh import agent_mesh, parameter_shardings, sharded
 from vcca_jax.share_rules import RESERVE, ShareRule
-from vcca_jax.shared_pass import OnePass, shared_pass
 from vcca_jax.step_forms import FormCost, cheapest_form, form_costs
 from vcca_jax.streaming import StoredShards, open_shards, store_shards, stream_batches
 from vcca_jax.subtrees import by_subtree

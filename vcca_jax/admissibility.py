@@ -12,8 +12,8 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vcca_jax.cone_duals import Policy, check_policy, solve_cone_dual
-from vcca_jax.conic import solve_conic_program
+from vcca_jax.cones.conic import solve_conic_program
+from vcca_jax.cones.duals import Policy, check_policy, solve_cone_dual
 from vcca_jax.profiles import Frozen, Limits, ValueProfiles
 from vcca_jax.trainer import Params
 

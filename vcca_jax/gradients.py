@@ -21,8 +21,8 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from vcca_jax.one_pass.tape import Tape, record
 from vcca_jax.rows import rows_combination, rows_dot, scalar_weights, tree_dot, weighted, wide
-from vcca_jax.tape import Tape, record
 from vcca_jax.trainer import ExampleLoss, Params, live_count, sample_shares
 from vcca_jax.virtual_batch import VirtualBatch, Visits, present, visits
 

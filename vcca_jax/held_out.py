@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vcca_jax.placement import same_loss
+from vcca_jax.one_pass.placement import same_loss
 from vcca_jax.trainer import ExampleLoss, Params
 
 DRAW = "draw"

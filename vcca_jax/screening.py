@@ -25,7 +25,7 @@ from vcca_jax.admissibility import (
     judge,
     own_rules,
 )
-from vcca_jax.cone_duals import Policy
+from vcca_jax.cones.duals import Policy
 from vcca_jax.gradients import AgentGradients
 from vcca_jax.operators import affine, inner_products
 from vcca_jax.profiles import ValueProfiles

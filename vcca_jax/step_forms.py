@@ -28,12 +28,12 @@ import jax
 import jax.numpy as jnp
 
 from vcca_jax.gradients import Method
-from vcca_jax.placement import PlacedLoss, placed
+from vcca_jax.one_pass.placement import PlacedLoss, placed
+from vcca_jax.one_pass.shared_pass import HeldOut, joined_rows
+from vcca_jax.one_pass.site_forms import PASS, WIDTH, site_costs, site_form
+from vcca_jax.one_pass.site_views import VIEWS, ViewRule
+from vcca_jax.one_pass.sites import loss_of_one, survey
 from vcca_jax.programs import multiplications
-from vcca_jax.shared_pass import HeldOut, joined_rows
-from vcca_jax.site_forms import PASS, WIDTH, site_costs, site_form
-from vcca_jax.site_views import VIEWS, ViewRule
-from vcca_jax.sites import loss_of_one, survey
 from vcca_jax.trainer import ExampleLoss, Params
 from vcca_jax.virtual_batch import VirtualBatch, visits
 

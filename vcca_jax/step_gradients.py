@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 from vcca_jax.gradients import AgentGradients, Method, agent_gradients
 from vcca_jax.held_out import HeldOutLoss
+from vcca_jax.one_pass.shared_pass import AUTOMATIC, OnePass, losses_at, shared_pass, take
 from vcca_jax.rows import Rows, named_rows, streamed_rows
-from vcca_jax.shared_pass import AUTOMATIC, OnePass, losses_at, shared_pass, take
 from vcca_jax.step_forms import cheapest_form, form_costs
 from vcca_jax.trainer import ExampleLoss, Params
 from vcca_jax.values import Values

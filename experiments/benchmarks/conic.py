@@ -24,7 +24,7 @@ import numpy as np
 from scipy import sparse
 
 from experiments.benchmarks.timing import arguments, keep, ratio, rounds
-from vcca_jax.conic import ConicSolution, solve_conic_program
+from vcca_jax.cones.conic import ConicSolution, solve_conic_program
 
 KINDS = ("half-spaces", "ball", "everything")
 

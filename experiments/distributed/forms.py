@@ -24,8 +24,9 @@ import optax
 import vcca_jax as vcca
 from experiments.benchmarks.timing import arguments, keep, ratio, rounds
 from vcca_jax.plan import TraversalPlan
-from vcca_jax.sharded_batch import shard_cooperative, sharded_gather, sharded_plan
-from vcca_jax.sharding import agent_mesh, sharded, sharded_loss, spread_loss
+from vcca_jax.sharding.batch import shard_cooperative, sharded_gather, sharded_plan
+from vcca_jax.sharding.losses import sharded_loss, spread_loss
+from vcca_jax.sharding.mesh import agent_mesh, sharded
 
 AGENTS, CLASSES, VALUES, BLOCKS, DEVICES = 64, 10, 4, 16, (1, 2, 4, 8)
 

@@ -22,8 +22,9 @@ from vcca_jax.model import model_loss
 from vcca_jax.models import mlp
 from vcca_jax.plan import TraversalPlan
 from vcca_jax.runs.records import write_json
-from vcca_jax.sharded_batch import shard_cooperative, sharded_gather, sharded_plan
-from vcca_jax.sharding import agent_mesh, sharded, sharded_loss, spread_loss
+from vcca_jax.sharding.batch import shard_cooperative, sharded_gather, sharded_plan
+from vcca_jax.sharding.losses import sharded_loss, spread_loss
+from vcca_jax.sharding.mesh import agent_mesh, sharded
 
 LOST = 17
 """Exit status of a process that ended because another one did."""

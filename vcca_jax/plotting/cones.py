@@ -17,7 +17,7 @@ from matplotlib.patches import Polygon
 from matplotlib.ticker import MaxNLocator
 from mpl_toolkits.mplot3d.art3d import Poly3DCollection  # type: ignore[import-untyped]
 
-from vcca_jax.cones import project_onto_cone
+from vcca_jax.cones.projection import project_onto_cone
 from vcca_jax.plotting.parts import FAINT, INK, PALETTE, STYLE, set_note, set_title, settle
 
 ADMISSIBLE = "#009E73"

@@ -1,13 +1,13 @@
 """The command line: run, resume, report and verify a cooperative, and read its profiles.
 
-The ledger's own commands are in ``ledger_cli``; exit codes in ``console``.
+The ledger's own commands are in ``ledger``; exit codes in ``console``.
 """
 
 import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from vcca_jax.console import (
+from vcca_jax.cli.console import (
     EXIT_CODES,
     INTERRUPTED,
     Folder,
@@ -23,8 +23,8 @@ from vcca_jax.console import (
     tell_whole,
     typer,
 )
-from vcca_jax.ledger_cli import app as ledger_app
-from vcca_jax.profiles_cli import profiles
+from vcca_jax.cli.ledger import app as ledger_app
+from vcca_jax.cli.profiles import profiles
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -247,7 +247,3 @@ def _rate(speed: float | None) -> str:
 def main() -> None:
     """Entry point of ``vcca-jax``."""
     app()
-
-
-if __name__ == "__main__":
-    main()

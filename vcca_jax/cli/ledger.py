@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from rich.markup import escape
 
-from vcca_jax.console import EXIT_CODES, Folder, Json, errors, existing, out, tell_whole, typer
+from vcca_jax.cli.console import EXIT_CODES, Folder, Json, errors, existing, out, tell_whole, typer
 
 if TYPE_CHECKING:
     from vcca_jax.ledger import Entry, Ledger

@@ -26,12 +26,12 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from vcca_jax import conic_newton
-from vcca_jax.cone_solvers import matmul
-from vcca_jax.cones import solve_cone_dual
-from vcca_jax.conic_interior import interior_point
-from vcca_jax.conic_newton import Point, Program
-from vcca_jax.conic_units import Asked, payable, scaled
+from vcca_jax.cones import conic_newton
+from vcca_jax.cones.conic_interior import interior_point
+from vcca_jax.cones.conic_newton import Point, Program
+from vcca_jax.cones.conic_units import Asked, payable, scaled
+from vcca_jax.cones.projection import solve_cone_dual
+from vcca_jax.cones.solvers import matmul
 
 
 class ConicSolution(NamedTuple):

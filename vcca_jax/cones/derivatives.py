@@ -15,8 +15,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vcca_jax import cone_solvers as solvers
-from vcca_jax.cone_solvers import matmul
+from vcca_jax.cones import solvers
+from vcca_jax.cones.solvers import matmul
 
 
 def with_derivative(

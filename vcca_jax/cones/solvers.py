@@ -1,13 +1,13 @@
 """The numerical core of the projection beside its active set: what verifies, rescues and refines.
 
-Everything here is for one agent, in *scaled units* that ``cone_duals`` prepares: the Gram matrix
+Everything here is for one agent, in *scaled units* that ``duals`` prepares: the Gram matrix
 has a unit diagonal, the largest positive deficit is one, and rows that take no part are identity
 rows with deficit -1. The problem is
 
     find 0 <= lambda <= cap with slack w = G lambda - b:  w >= 0 where lambda = 0,
     w <= 0 where lambda = cap, w = 0 between; that is, lambda = clip(lambda - w, 0, cap).
 
-``cone_pivoting`` solves it in a few moves. Where rounding or exact degeneracy stops it, a
+``pivoting`` solves it in a few moves. Where rounding or exact degeneracy stops it, a
 primal-dual interior point (S. Mehrotra, 1992) takes over. Its ``while`` loop has a condition that
 is false from the start for a solved problem, so that under ``vmap`` it costs nothing unless some
 problem in the batch needs it.

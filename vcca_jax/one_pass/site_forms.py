@@ -13,7 +13,7 @@ A number that is written to memory and read back costs some twenty multiplicatio
 from collections.abc import Sequence
 from typing import Literal
 
-from vcca_jax.sites import SiteSize
+from vcca_jax.one_pass.sites import SiteSize
 
 Form = Literal["auto", "pairs", "stacked", "directions"]
 

@@ -14,8 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vcca_jax.placement import Segment
-from vcca_jax.sharded_batch import AXES, REPLICATED, SPREAD
+from vcca_jax.one_pass.placement import Segment
+from vcca_jax.sharding.batch import AXES, REPLICATED, SPREAD
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ A profile's K half-spaces, stacked as rows N [K, D] with margins m [K], allow th
 
 which is our reading of "updates that remain admissible" in arXiv:2606.28217. The dual has K
 unknowns: D is met only by G, by N g and by one combination of rows, and ``solve_cone_dual``
-(``cone_duals``) meets it not at all, so that a caller may keep rows and gradients implicit.
-``cone_stacks`` projects materialised gradients of many agents.
+(``duals``) meets it not at all, so that a caller may keep rows and gradients implicit.
+``stacks`` projects materialised gradients of many agents.
 """
 
 from typing import NamedTuple
@@ -18,16 +18,16 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from vcca_jax import cone_solvers as solvers
-from vcca_jax.cone_derivatives import refined_solver
-from vcca_jax.cone_duals import (
+from vcca_jax.cones import solvers
+from vcca_jax.cones.derivatives import refined_solver
+from vcca_jax.cones.duals import (
     ConeSolution,
     Policy,
     solve_cone_dual,
     solve_cone_duals,
 )
-from vcca_jax.cone_programs import floating, per_row, row_mask, row_norms
-from vcca_jax.cone_solvers import matmul
+from vcca_jax.cones.programs import floating, per_row, row_mask, row_norms
+from vcca_jax.cones.solvers import matmul
 
 __all__ = [
     "ConeProjection",

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from vcca_jax import cone_solvers as solvers
-from vcca_jax.cone_solvers import matmul
+from vcca_jax.cones import solvers
+from vcca_jax.cones.solvers import matmul
 
 
 class Program(NamedTuple):
-    """One program in scaled units; see ``cone_solvers``."""
+    """One program in scaled units; see ``solvers``."""
 
     gram: jax.Array
     deficit: jax.Array

@@ -16,10 +16,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from vcca_jax.cone_duals import Policy, solve_cone_duals
-from vcca_jax.cone_programs import floating, row_norms
-from vcca_jax.cone_solvers import free_rows, matmul
-from vcca_jax.cones import ConeProjection, cone_projection, correct
+from vcca_jax.cones.duals import Policy, solve_cone_duals
+from vcca_jax.cones.programs import floating, row_norms
+from vcca_jax.cones.projection import ConeProjection, cone_projection, correct
+from vcca_jax.cones.solvers import free_rows, matmul
 
 # Entries of a row that are read at a time: 16 rows of them fill half a megabyte.
 CHUNK = 8192

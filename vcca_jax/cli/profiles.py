@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from rich.markup import escape
 
-from vcca_jax.console import errors, out, typer
+from vcca_jax.cli.console import errors, out, typer
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vcca_jax import cone_solvers as solvers
-from vcca_jax.cone_pivoting import active_set
-from vcca_jax.cone_programs import Program
-from vcca_jax.cone_solvers import matmul
+from vcca_jax.cones import solvers
+from vcca_jax.cones.pivoting import active_set
+from vcca_jax.cones.programs import Program
+from vcca_jax.cones.solvers import matmul
 
 # In each step v moves toward v* by delta / (delta + smallest eigenvalue).
 PROXIMAL_STEPS = 20

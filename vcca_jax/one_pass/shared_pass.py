@@ -20,7 +20,10 @@ import jax.numpy as jnp
 
 from vcca_jax.gradients import AgentGradients, from_tape
 from vcca_jax.held_out import HeldOutLoss
-from vcca_jax.placement import same_loss
+from vcca_jax.one_pass.placement import same_loss
+from vcca_jax.one_pass.site_forms import Form
+from vcca_jax.one_pass.site_views import VIEWS, ViewRule
+from vcca_jax.one_pass.tape import Tape, record_segments
 from vcca_jax.rows import (
     Rows,
     named_rows,
@@ -29,9 +32,6 @@ from vcca_jax.rows import (
     scalar_weights,
     weighted,
 )
-from vcca_jax.site_forms import Form
-from vcca_jax.site_views import VIEWS, ViewRule
-from vcca_jax.tape import Tape, record_segments
 from vcca_jax.trainer import ExampleLoss, Params, sample_shares
 from vcca_jax.virtual_batch import VirtualBatch
 

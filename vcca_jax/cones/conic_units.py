@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vcca_jax.cone_solvers import matmul
-from vcca_jax.conic_newton import Program
+from vcca_jax.cones.conic_newton import Program
+from vcca_jax.cones.solvers import matmul
 
 
 class Asked(NamedTuple):

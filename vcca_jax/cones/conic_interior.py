@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vcca_jax import cone_solvers
-from vcca_jax.cone_solvers import matmul
-from vcca_jax.conic_newton import Point, Program
+from vcca_jax.cones import solvers
+from vcca_jax.cones.conic_newton import Point, Program
+from vcca_jax.cones.solvers import matmul
 
 INTERIOR_STEPS = 40
 # How far it looks for a solution: multiples of the larger of |g| and of its projection onto the
@@ -102,7 +102,7 @@ def interior_point(program: Program, skip: jax.Array) -> Point:
     dtype = program.gram.dtype
     epsilon = float(jnp.finfo(dtype).eps)
     size, values = program.gram.shape[0], program.cosines.shape[0]
-    ridge = cone_solvers.smallest_ridge(dtype) * size**0.5
+    ridge = solvers.smallest_ridge(dtype) * size**0.5
     # Coordinates in which the inner product is the usual one. The ridge is at rounding's size.
     basis = lax.linalg.cholesky(
         program.gram + ridge * jnp.eye(size, dtype=dtype), symmetrize_input=False
@@ -179,7 +179,7 @@ def interior_point(program: Program, skip: jax.Array) -> Point:
             - matmul(heads.T, heads)
         )
         weight = jnp.sqrt(jnp.maximum(jnp.diagonal(matrix), epsilon))
-        solve = cone_solvers.restricted_solver(
+        solve = solvers.restricted_solver(
             matrix / weight[:, None] / weight[None, :], everything, ridge
         )
 

@@ -1,6 +1,6 @@
 """The active-set solver of the projection: one row in or out at a time, on a tableau.
 
-For one agent, in the scaled units of ``cone_duals``; it solves
+For one agent, in the scaled units of ``duals``; it solves
 
     min 1/2 lambda^T G lambda - b^T lambda   subject to   0 <= lambda <= cap,
 
@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vcca_jax.cone_solvers import matmul
+from vcca_jax.cones.solvers import matmul
 
 # Pivots below this many eps are taken for zero: the row depends on the free rows.
 SMALLEST_PIVOT = 8.0

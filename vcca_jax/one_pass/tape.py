@@ -33,12 +33,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vcca_jax import site_products
-from vcca_jax.placement import Segment, placed
-from vcca_jax.site_forms import Form, site_form
-from vcca_jax.site_products import Kept, of_rows
-from vcca_jax.site_views import VIEWS, ViewRule
-from vcca_jax.sites import Site, loss_of_one, run, survey
+from vcca_jax.one_pass import site_products
+from vcca_jax.one_pass.placement import Segment, placed
+from vcca_jax.one_pass.site_forms import Form, site_form
+from vcca_jax.one_pass.site_products import Kept, of_rows
+from vcca_jax.one_pass.site_views import VIEWS, ViewRule
+from vcca_jax.one_pass.sites import Site, loss_of_one, run, survey
 from vcca_jax.trainer import ExampleLoss, Params
 
 EVERY = slice(None)

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Literal
 
+from vcca_jax.one_pass.site_views import VIEWS, MatrixView, ViewRule
 from vcca_jax.programs import bind, inner_program, multiplications
-from vcca_jax.site_views import VIEWS, MatrixView, ViewRule
 
 # A leaf seen through these is the same numbers: inner products do not change.
 _SAME_NUMBERS = {"reshape", "transpose", "squeeze", "expand_dims", "copy"}

@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vcca_jax.cone_solvers import matmul
-from vcca_jax.cones import solve_cone_dual
+from vcca_jax.cones.projection import solve_cone_dual
+from vcca_jax.cones.solvers import matmul
 
 NEWTON_STEPS = 12
 # Newton steps without progress before the best point so far is kept.

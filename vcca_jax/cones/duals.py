@@ -17,7 +17,7 @@ which always has a solution: lambda = y / rho, and rho = 0 exactly if no update 
 then being a certificate (N^T y = 0, m^T y > 0). The quotient |N^T y| / b^T y bounds what is
 proven: every admissible update is at least b^T y / |N^T y| away from g.
 
-Under ``policy="least_violation"`` such margins are lowered: see ``cone_violations``.
+Under ``policy="least_violation"`` such margins are lowered: see ``violations``.
 """
 
 from functools import partial
@@ -28,12 +28,12 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from vcca_jax import cone_solvers as solvers
-from vcca_jax.cone_derivatives import with_derivative
-from vcca_jax.cone_pivoting import active_set
-from vcca_jax.cone_programs import Program, Units, floating, scaled_program, smallest_rho, verified
-from vcca_jax.cone_solvers import matmul
-from vcca_jax.cone_violations import least_violation
+from vcca_jax.cones import solvers
+from vcca_jax.cones.derivatives import with_derivative
+from vcca_jax.cones.pivoting import active_set
+from vcca_jax.cones.programs import Program, Units, floating, scaled_program, smallest_rho, verified
+from vcca_jax.cones.solvers import matmul
+from vcca_jax.cones.violations import least_violation
 
 Policy = Literal["drop", "least_violation"]
 

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from vcca_jax.one_pass.site_forms import ROOM, Form
+from vcca_jax.one_pass.site_views import MatrixView
+from vcca_jax.one_pass.sites import Site
 from vcca_jax.rows import tree_dot, wide
-from vcca_jax.site_forms import ROOM, Form
-from vcca_jax.site_views import MatrixView
-from vcca_jax.sites import Site
 
 
 class Kept(NamedTuple):
