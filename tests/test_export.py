@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from vcca_jax.export import COLUMNS, to_beancount, to_csv, to_parquet
+from vcca_jax.export import Posting, to_beancount, to_csv, to_parquet
 from vcca_jax.ledger import Ledger, LedgerError, settle_streams
 
 names = ("ann", "Ann", "a-n", 'a"\\,\nn', "zoë", "a.n")
@@ -83,7 +83,7 @@ def test_parquet_has_the_rows_of_csv_with_numbers_as_numbers(ledger, tmp_path):
     path.write_text("what was there before")
     to_parquet(ledger, path)
     table = parquet.read_table(path)
-    assert tuple(table.column_names) == COLUMNS
+    assert tuple(table.column_names) == Posting._fields
     rows = [[str(value) for value in row.values()] for row in table.to_pylist()]
     assert rows == list(csv.reader(io.StringIO(to_csv(ledger))))[1:]
     assert sum(table["amount"].to_pylist()) == 0
@@ -95,7 +95,7 @@ def test_an_empty_ledger_is_exported(tmp_path):
     pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
     with Ledger.open(tmp_path / "ledger") as ledger:
         to_parquet(ledger, tmp_path / "ledger.parquet")
-        assert to_csv(ledger).splitlines() == [",".join(COLUMNS)]
+        assert to_csv(ledger).splitlines() == [",".join(Posting._fields)]
 
 
 def test_without_pyarrow_the_remedy_is_told_and_nothing_is_written(ledger, tmp_path, monkeypatch):

@@ -154,6 +154,51 @@ def test_exports_go_to_the_terminal_or_a_file(runs, tmp_path):
     assert parquet.read_table(tmp_path / "x.parquet").num_rows == len(text.splitlines()) - 1
 
 
+def told(*arguments) -> dict:
+    content = json.loads(done(*arguments, "--json"))
+    assert content.pop("ok") is True
+    return content
+
+
+def test_everything_is_told_as_json_too(runs, tmp_path):
+    place = ("demo", "--runs", runs)
+    results = read_results(runs / "demo")
+    again = told("replay", *place, "--last", 2)
+    assert (again["entries"], again["settled_again"]) == (3, 3)
+    assert again["head"] == again["last"][-1]["hash"] == results["ledger_head"]
+    assert [each["kind"] for each in again["last"]] == ["settle", "settle"]
+    assert sum(each["to_principals"] + each["to_reserve"] for each in again["last"]) == sum(
+        int(entry.content["revenue"])
+        for entry in _entries(runs / "demo" / "ledger.sqlite")
+        if entry.kind == "settle"
+    )
+    assert "settled_again" not in told("replay", runs / "demo" / "ledger.sqlite")
+
+    row = next(each for each in results["agents"] if each["agent"] == "va long beach")
+    own = told("statement", "va long beach", *place, "--out", tmp_path / "a.txt")
+    assert own["paid"] == row["payout"] == sum(line["paid"] for line in own["lines"])
+    assert own["principal"] == "va long beach"
+    assert own["page"] == str(tmp_path / "a.txt")
+    assert (tmp_path / "a.txt").read_text() == done("statement", "va long beach", *place)
+    assert own["screened"]["1"]["steps"] > 0
+
+    lines = done("export", *place).splitlines()
+    moved = told("export", *place)["postings"]
+    assert [",".join(map(str, each.values())) for each in moved] == lines[1:]
+    assert list(moved[0]) == lines[0].split(",")
+    written = told("export", *place, "--out", tmp_path / "b.csv")
+    assert written == {
+        "file": str(tmp_path / "b.csv"),
+        "format": "csv",
+        "postings": len(moved),
+    }
+    assert (tmp_path / "b.csv").read_text().splitlines() == lines
+    for command in (("replay",), ("statement", "ann"), ("export",)):
+        failed = ledger(*command, "nowhere", "--runs", runs, "--json")
+        assert json.loads(failed.stdout)["exit_code"] == failed.exit_code == 2
+    assert "a format already" in refused(2, "export", *place, "--format", "csv", "--json")
+
+
 def test_mistakes_are_named_with_their_remedy(runs, tmp_path):
     assert "['demo']" in refused(2, "replay", "dome", "--runs", runs)
     assert "'paris' is unknown (registered: cleveland" in refused(

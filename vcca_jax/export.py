@@ -9,19 +9,49 @@ import re
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vcca_jax.files import replacing
 from vcca_jax.ledger import Ledger, LedgerError
 
-COLUMNS = ("seq", "kind", "stream", "period", "account", "amount", "currency", "hash")
+
+class Posting(NamedTuple):
+    """One account's part of an entry, as every format has it.
+
+    Attributes:
+        seq: Number of the entry.
+        kind: Its kind.
+        stream: Whose revenue it was, where revenue comes in streams, or "".
+        period: The period it settles, or "".
+        account: The account.
+        amount: What it got, in minor units; the amounts of one entry sum to zero.
+        currency: Code of the currency.
+        hash: The entry's hash.
+    """
+
+    seq: int
+    kind: str
+    stream: str
+    period: str
+    account: str
+    amount: int
+    currency: str
+    hash: str
+
+
+def postings(ledger: Ledger) -> Iterator[Posting]:
+    """Go through all postings of an open ledger in their order."""
+    currency = ledger.terms.currency
+    for seq, kind, content, digest in ledger.entries():
+        stream, period = content.get("stream", ""), content.get("period", "")
+        for account, amount in content.get("postings", {}).items():
+            yield Posting(seq, kind, stream, period, account, int(amount), currency, digest)
 
 
 def to_csv(ledger: Ledger) -> str:
     """Write every posting as a line of comma-separated values.
 
-    Columns: number and kind of the entry, its stream and period, the account, the amount in integer
-    minor units, the currency, and the entry's hash. The amounts of one entry sum to zero.
+    Columns are the fields of `Posting`.
 
     Args:
         ledger: An open ledger.
@@ -31,24 +61,16 @@ def to_csv(ledger: Ledger) -> str:
     """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows(_rows(ledger))
+    writer.writerow(Posting._fields)
+    writer.writerows(postings(ledger))
     return out.getvalue()
-
-
-def _rows(ledger: Ledger) -> Iterator[tuple[int, str, str, str, str, int, str, str]]:
-    currency = ledger.terms.currency
-    for seq, kind, content, digest in ledger.entries():
-        stream, period = content.get("stream", ""), content.get("period", "")
-        for account, amount in content.get("postings", {}).items():
-            yield seq, kind, stream, period, account, int(amount), currency, digest
 
 
 def to_parquet(ledger: Ledger, path: str | os.PathLike[str]) -> None:
     """Write every posting as a row of a Parquet file, all of it or nothing.
 
-    Columns are those of `to_csv`; the entry's number and the amount are 64-bit integers, the rest
-    is text. The file's metadata tells the ledger's head hash under "vcca_head".
+    Columns are the fields of `Posting`; the entry's number and the amount are 64-bit integers, the
+    rest is text. The file's metadata tells the ledger's head hash under "vcca_head".
 
     Args:
         ledger: An open ledger.
@@ -66,10 +88,10 @@ def to_parquet(ledger: Ledger, path: str | os.PathLike[str]) -> None:
             'pip install "vcca_jax[parquet]", or export to CSV'
         ) from None
     numbers = {"seq": pyarrow.int64(), "amount": pyarrow.int64()}
-    types = dict.fromkeys(COLUMNS, pyarrow.string()) | numbers
+    types = dict.fromkeys(Posting._fields, pyarrow.string()) | numbers
     schema = pyarrow.schema(list(types.items()), metadata={"vcca_head": ledger.head()})
-    rows = list(_rows(ledger))
-    columns = {name: [row[i] for row in rows] for i, name in enumerate(COLUMNS)}
+    rows = list(postings(ledger))
+    columns = {name: [getattr(row, name) for row in rows] for name in Posting._fields}
     with replacing(Path(path)) as beside:
         parquet.write_table(pyarrow.table(columns, schema=schema), beside)
 

@@ -3,14 +3,25 @@
 import tempfile
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from rich.markup import escape
 
-from vcca_jax.cli.console import EXIT_CODES, Folder, Json, errors, existing, out, tell_whole, typer
+from vcca_jax.cli.console import (
+    EXIT_CODES,
+    Folder,
+    Json,
+    errors,
+    existing,
+    out,
+    tell,
+    tell_whole,
+    typer,
+)
 
 if TYPE_CHECKING:
-    from vcca_jax.ledger import Entry, Ledger
+    from vcca_jax.ledger import Entry, Ledger, Statement
+    from vcca_jax.statements import Screening
 
 app = typer.Typer(
     help="Check a ledger, derive it again, read one principal's account, take the money elsewhere.",
@@ -63,41 +74,43 @@ def replay(
     last: Annotated[int, typer.Option(min=0, help="How many entries to print.")] = 20,
     runs: Folder = Path("runs"),
     decimals: Decimals = 2,
+    as_json: Json = False,
 ) -> None:
-    """Derive every payment again and print it; for a run, from the run's own records, too."""
-    from vcca_jax.ledger import LedgerError
-    from vcca_jax.runs.run import replay_run
+    """Derive every payment again and print it; for a run, from the run's own records, too.
 
-    with errors():
+    With --json amounts are whole numbers of minor units.
+    """
+    with errors(as_json=as_json):
         found = _find(where, runs)
         with _opened(found) as ledger:  # opening it derives every entry again
             entries = list(ledger.entries())
             currency = ledger.terms.currency
-        for entry in entries[len(entries) - min(last, len(entries)) :]:
-            out.print(escape(_derived(entry, currency, decimals)), soft_wrap=True, highlight=False)
-        out.print(f"{len(entries)} entries derived again, byte for byte", highlight=False)
-        if found.run is None:
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            again = replay_run(found.run, Path(folder) / "ledger.sqlite")
-        for mine, theirs in zip(again, entries, strict=False):
-            if mine != theirs.hash:
-                raise LedgerError(
-                    f"entry {theirs.seq} of {found.ledger} is not what the run's records settle"
-                    " to; restore the records or the ledger from a copy"
-                )
-        if len(again) > len(entries):
-            raise LedgerError(
-                f"{found.ledger} ends with entry {len(entries) - 1} where the run's records"
-                f" settle on to entry {len(again) - 1}; go on with the run, or restore the ledger"
+        shown = [_derived(entry) for entry in entries[len(entries) - min(last, len(entries)) :]]
+        if not as_json:
+            for each in shown:
+                line = _line(each, currency, decimals)
+                out.print(escape(line), soft_wrap=True, highlight=False)
+            out.print(f"{len(entries)} entries derived again, byte for byte", highlight=False)
+        again = None if found.run is None else _settled_again(found.run, found.ledger, entries)
+        if as_json:
+            settled = {} if again is None else {"settled_again": again}
+            tell(
+                {
+                    "entries": len(entries),
+                    **settled,
+                    "head": entries[-1].hash,
+                    "currency": currency,
+                    "last": [each._asdict() for each in shown],
+                }
             )
-        later = len(entries) - len(again)
-        out.print(
-            f"{len(again)} entries settled again from the run's records: the same hashes"
-            + (f"; {later} later ones are not of the run" if later else ""),
-            highlight=False,
-            soft_wrap=True,
-        )
+        elif again is not None:
+            later = len(entries) - again
+            out.print(
+                f"{again} entries settled again from the run's records: the same hashes"
+                + (f"; {later} later ones are not of the run" if later else ""),
+                highlight=False,
+                soft_wrap=True,
+            )
 
 
 @app.command(epilog="Example: vcca-jax ledger statement cleveland heart --out cleveland.html")
@@ -110,13 +123,17 @@ def statement(
     ] = None,
     runs: Folder = Path("runs"),
     decimals: Decimals = 2,
+    as_json: Json = False,
 ) -> None:
-    """Tell a principal what it was paid, for what, what was screened out, and how to check it."""
+    """Tell a principal what it was paid, for what, what was screened out, and how to check it.
+
+    With --json money is whole numbers of minor units, credit whole numbers of 2^-scale_bits.
+    """
     from vcca_jax.runs import stored_config
     from vcca_jax.runs.records import read_records, write_text
     from vcca_jax.statements import as_page, as_text, checks, document, screenings
 
-    with errors():
+    with errors(as_json=as_json):
         if target is not None and target.suffix not in {".html", ".png", ".txt"}:
             raise ValueError(f"--out {target} must end in .html, .png or .txt")
         found = _find(where, runs)
@@ -127,7 +144,7 @@ def statement(
                     " correct the name"
                 )
             told, rule, head = ledger.statement(principal), ledger.terms.rule, ledger.head()
-        screened = {}
+        screened: dict[str, Screening] = {}
         if found.run is not None:
             screened = screenings(
                 read_records(found.run / "agents.jsonl"),
@@ -139,7 +156,11 @@ def statement(
             told, screened, rule=rule["rule"], checks=checks(place, head), decimals=decimals
         )
         text = as_text(sections)
-        out.print(escape(text), soft_wrap=True, highlight=False, end="")
+        if as_json:
+            page = {} if target is None else {"page": str(target)}
+            tell({**page, **_statement_fields(told, screened), "rule": rule, "head": head})
+        else:
+            out.print(escape(text), soft_wrap=True, highlight=False, end="")
         if target is None:
             return
         if target.suffix == ".txt":
@@ -169,45 +190,113 @@ def export(
     ] = None,
     runs: Folder = Path("runs"),
     decimals: Decimals = 2,
+    as_json: Json = False,
 ) -> None:
-    """Write every posting as CSV, as a beancount file or as Parquet."""
-    from vcca_jax.export import to_beancount, to_csv, to_parquet
+    """Write every posting as CSV, as a beancount file or as Parquet; with --json, tell them.
+
+    With --json and --out it says what was written where.
+    """
+    from vcca_jax.export import postings, to_beancount, to_csv, to_parquet
     from vcca_jax.runs.records import write_text
 
-    with errors():
+    with errors(as_json=as_json):
+        if as_json and target is None:
+            if form is not None:
+                raise ValueError(f"--json without --out is a format already; leave out {form}")
+            with _opened(_find(where, runs)) as ledger:
+                tell({"postings": [each._asdict() for each in postings(ledger)]})
+            return
         form = _form(form, target)
         with _opened(_find(where, runs)) as ledger:
+            count = sum(1 for _ in postings(ledger))
             if form is Form.PARQUET:
                 if target is None:
                     raise ValueError("Parquet is no text; say where to write it with --out")
                 to_parquet(ledger, target)
-                return
-            if form is Form.BEANCOUNT:
+                text = None
+            elif form is Form.BEANCOUNT:
                 text = to_beancount(ledger, decimals=decimals)
             else:
                 text = to_csv(ledger)
         if target is None:
             typer.echo(text, nl=False)
-        else:
+        elif text is not None:
             write_text(target, text)
+        if as_json:
+            tell({"file": str(target), "format": form.value, "postings": count})
 
 
-def _derived(entry: "Entry", currency: str, decimals: int) -> str:
-    """One entry on one line: what it is, what it paid, and the beginning of its hash."""
+class _Derived(NamedTuple):
+    """What one entry is and what it paid, in minor units."""
+
+    seq: int
+    kind: str
+    period: str
+    outcome: str
+    to_principals: int
+    to_reserve: int
+    hash: str
+
+
+def _derived(entry: "Entry") -> _Derived:
     from vcca_jax.ledger.drafts import RESERVE_ACCOUNT, integers
+
+    moved = integers(entry.content.get("postings", {}))
+    return _Derived(
+        entry.seq,
+        entry.kind,
+        entry.content.get("period", ""),
+        entry.content.get("outcome", ""),
+        sum(d for account, d in moved.items() if account.startswith(("principal:", "escrow:"))),
+        moved.get(RESERVE_ACCOUNT, 0),
+        entry.hash,
+    )
+
+
+def _line(entry: _Derived, currency: str, decimals: int) -> str:
+    """One entry on one line, with the beginning of its hash."""
     from vcca_jax.statements import money
 
-    postings = integers(entry.content.get("postings", {}))
-    paid = sum(
-        d for account, d in postings.items() if account.startswith(("principal:", "escrow:"))
-    )
-    kept = postings.get(RESERVE_ACCOUNT, 0)
-    words = [entry.content["outcome"]] if "outcome" in entry.content else []
+    paid, kept = entry.to_principals, entry.to_reserve
+    words = [entry.outcome] if entry.outcome else []
     words += [f"{money(paid, currency, decimals)} to principals"] if paid else []
     words += [f"{money(kept, currency, decimals)} to the reserve"] if kept else []
-    period = entry.content.get("period", "")
-    line = f"{entry.seq:>6}  {entry.kind:9} {period:>8}  {entry.hash[:16]}  {', '.join(words)}"
+    line = (
+        f"{entry.seq:>6}  {entry.kind:9} {entry.period:>8}  {entry.hash[:16]}  {', '.join(words)}"
+    )
     return line.rstrip()
+
+
+def _settled_again(run: Path, place: Path, entries: "list[Entry]") -> int:
+    """Settle a run's records again, and count the entries that come out the same."""
+    from vcca_jax.ledger import LedgerError
+    from vcca_jax.runs.run import replay_run
+
+    with tempfile.TemporaryDirectory() as folder:
+        again = replay_run(run, Path(folder) / "ledger.sqlite")
+    for mine, theirs in zip(again, entries, strict=False):
+        if mine != theirs.hash:
+            raise LedgerError(
+                f"entry {theirs.seq} of {place} is not what the run's records settle to; restore"
+                " the records or the ledger from a copy"
+            )
+    if len(again) > len(entries):
+        raise LedgerError(
+            f"{place} ends with entry {len(entries) - 1} where the run's records settle on to"
+            f" entry {len(again) - 1}; go on with the run, or restore the ledger"
+        )
+    return len(again)
+
+
+def _statement_fields(told: "Statement", screened: "dict[str, Screening]") -> dict[str, Any]:
+    """A statement as JSON has it: shares, which are exact, as text."""
+    return {
+        **told._asdict(),
+        "paid": told.paid,
+        "held": told.held,
+        "lines": [{**line._asdict(), "share": str(line.share)} for line in told.lines],
+        "screened": {period: each._asdict() for period, each in screened.items()},
+    }
 
 
 def _form(form: Form | None, target: Path | None) -> Form:
