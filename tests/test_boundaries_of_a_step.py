@@ -250,22 +250,100 @@ def test_norms_of_gradients_that_cancel_are_numbers():
 @pytest.mark.parametrize(
     ("wrong", "match"),
     [
-        ({"estimator": "shapley"}, "estimator='shapley' is no function"),
-        ({"screen": "project"}, "screen='project' is no function"),
-        ({"optimizer": 0.1}, "optimizer=0.1 is none"),
+        ({"estimator": "shapley"}, r"estimator='shapley' is a str; give a function of \(utility"),
+        ({"estimator": vcca.permutation_shapley}, r"estimator takes .*permutations.* must take"),
+        ({"screen": "project"}, "screen='project' is a str"),
+        ({"screen": vcca.screen}, r"screen takes .*method.* must take \(gradients, value_grad"),
+        ({"metric": optax.sgd(0.1).init}, r"metric takes .* must take \(optimizer_state, gradient"),
+        (
+            {"metric": vcca.adam_metric(), "screen": lambda g, rows, profiles: (g, None)},
+            r"screen takes .* must take \(gradients, value_gradients, profiles, metric=\)",
+        ),
+        ({"optimizer": 0.1}, "optimizer=0.1 is not an optax optimizer"),
         ({"values": {"first": jnp.sum}}, r"values is a dict; name the losses with value_losses"),
-        ({"validation_loss": None}, "validation_loss=None is no function"),
+        ({"validation_loss": None}, "validation_loss=None is a NoneType"),
+        ({"validation_loss": lambda: 0.0}, r"validation_loss takes \(\), and must take \(params\)"),
+        ({"loss_fn": "cross entropy"}, "loss_fn='cross entropy' is a str"),
+        ({"method": "guess"}, r"method='guess' must be 'auto', one of \['linearized'"),
+        (
+            {"method": vcca.OnePass(form="pairs"), "stream_values": True},
+            "options that stream_values=True does not follow",
+        ),
     ],
 )
 def test_what_is_no_stage_is_named(wrong, match):
     loss_fn = problem()[2]
     given = {
+        "loss_fn": loss_fn,
         "optimizer": optax.sgd(0.1),
         "validation_loss": vcca.group_loss(loss_fn, *rows()),
         "values": vcca.value_losses(two(loss_fn)),
     }
     with pytest.raises(ValueError, match=match):
-        vcca.cooperate(loss_fn, **{**given, **wrong})
+        vcca.cooperate(**{**given, **wrong})
+
+
+def test_a_metric_that_was_not_made_yet_is_named():
+    params, batch = problem()[3], problem()[4][0]
+    made = trainer(two, metric=vcca.adam_metric)
+    state = made.init(params, vcca.value_profiles(("first", "second"), [[]] * AGENTS))
+    with pytest.raises(ValueError, match=r"metric returned a function; .*adam_metric\(\)"):
+        made.step(state, batch)
+
+
+def test_losses_and_names_that_are_none_are_refused():
+    with pytest.raises(ValueError, match=r"losses is a list; name each loss"):
+        vcca.value_losses([lambda params, context: 0.0])
+    with pytest.raises(ValueError, match=r"value_names='women' is one string"):
+        vcca.value_profiles("women", [[]])
+
+
+def test_profiles_that_do_not_fit_are_refused_where_they_are_given():
+    params, batch = problem()[3], problem()[4][0]
+    made = trainer(two)
+    with pytest.raises(ValueError, match=r"profiles is a list; make them with value_profiles"):
+        made.init(params, [[vcca.protect("first")]] * AGENTS)
+    state = made.init(params, vcca.value_profiles(("first", "second"), [[]] * (AGENTS + 1)))
+    with pytest.raises(ValueError, match=rf"profiles are of 6 agents .* capacity={AGENTS}\)"):
+        made.step(state, batch)
+
+
+def test_what_a_run_is_begun_with_survives_it():
+    params, batch = problem()[3], problem()[4][0]
+    params, key = jax.tree.map(jnp.asarray, params), jax.random.key(3)
+    profiles = vcca.value_profiles(("first", "second"), [[vcca.protect("first")]] * AGENTS)
+    given = jax.tree.map(jnp.asarray, profiles)
+    made = trainer(two)
+    step = jax.jit(made.step, donate_argnums=0)
+    # The parameters as a context too: no two leaves of a state may be one array.
+    ends = [step(made.init(params, given, context=params, key=key), batch)[0] for _ in range(2)]
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((params, given)))
+    jax.random.key_data(key)
+    for one, other in zip(*(jax.tree.leaves(end.params) for end in ends), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_batch_is_gathered_of_trees_and_of_a_step_alone():
+    members, params = problem()[0], problem()[3]
+    plan = vcca.virtual_batches(members, 4, seed=0, epoch=0)
+    first = jax.tree.map(lambda field: field[0], plan)
+    plain = vcca.gather(members.shards, first)
+    inputs = {"whole": members.shards.inputs, "half": members.shards.inputs[..., :2]}
+    tree = vcca.gather(members.shards._replace(inputs=inputs), first)
+    np.testing.assert_array_equal(tree.inputs["whole"], plain.inputs)
+    np.testing.assert_array_equal(tree.inputs["half"], plain.inputs[:, :2])
+    with pytest.raises(ValueError, match=r"shards is a Cooperative; give members.shards"):
+        vcca.gather(members, first)
+    with pytest.raises(ValueError, match=r"step.mask is \(\d+, 4\); give one step of the plan"):
+        vcca.gather(members.shards, plan)
+    del params
+
+
+def test_cooperatives_are_compared_as_things():
+    members = problem()[0]
+    assert members == members
+    assert members != vcca.leave(members, members.names[0])
+    assert len({members, members}) == 1
 
 
 def test_a_plan_is_no_batch_and_gradients_alone_are_no_answer():

@@ -17,6 +17,7 @@ from vcca_jax.contribution import (
     by_principal,
     credit_matrix,
     exact_shapley,
+    first_order,
     in_run,
     influence,
     leave_one_out,
@@ -215,6 +216,23 @@ def test_an_agents_credit_is_the_sum_of_its_examples():
             np.testing.assert_allclose(summed, of_agents, atol=1e-7)
             assert not np.any(of_examples[~np.asarray(batch.mask)])
             assert float(jnp.abs(of_agents).max()) > 1e-5
+
+
+def test_first_order_credit_by_principal_is_its_agents_sum():
+    """Expanded at the parameters before the step, as for agents; influence follows the step."""
+    members, params = members_and_params()
+    batch = batches(members)[0]
+    utility, weights = one_step(batch, params), batch.active.astype(jnp.float32)
+    agents = len(weights)
+    alone = told(first_order, utility, weights)
+    each = told(by_principal(first_order, np.arange(agents)), utility, weights)
+    np.testing.assert_allclose(each, alone, rtol=1e-6)
+    assert np.abs(told(influence, utility, weights) - alone).max() > 1e-3 * np.abs(alone).max()
+    principals = np.arange(agents) % 3
+    shared = told(by_principal(first_order, principals), utility, weights)
+    np.testing.assert_allclose(
+        principal_credits(shared, principals), principal_credits(alone, principals), rtol=1e-5
+    )
 
 
 def test_an_agents_credit_is_the_sum_over_parts_of_the_model():

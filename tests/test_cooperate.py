@@ -317,13 +317,10 @@ def test_the_screen_inside_credits_restraint_and_leaves_training_alone():
 
 
 def test_an_unknown_way_of_taking_gradients_is_refused():
-    members, params = members_and_params()
-    trainer = cooperate(
-        LOSS, optax.sgd(RATE), validation_loss, VALUES, screen=screen("reject"), method="guess"
-    )
-    state = trainer.init(params, profiles_of(STATED), context=CONTEXT)
     with pytest.raises(ValueError, match="method='guess'"):
-        trainer.step(state, batches(members)[0])
+        cooperate(
+            LOSS, optax.sgd(RATE), validation_loss, VALUES, screen=screen("reject"), method="guess"
+        )
 
 
 def test_dropout_is_drawn_in_training_and_not_in_what_is_measured():

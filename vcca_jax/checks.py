@@ -1,5 +1,6 @@
 """Checks of what is known only after tracing, by JAX's own checkify."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -22,8 +23,11 @@ def checked(trainer: Trainer) -> Trainer:
         error, (state, info) = step(state, batch)
         error.throw()
 
-    It works through ``jit``, ``scan`` and ``vmap``, and costs a pass over the state.
+    It works through ``jit`` and ``scan``, and costs a pass over the state. ``vmap`` goes outside:
+    ``jax.vmap(checkify.checkify(step))``. The trainer's own step is left alone: checks that are
+    inside it, of a loss for instance, must be functionalised there.
     """
+    inner = _opaque(trainer.step)
 
     def step(state: Any, batch: VirtualBatch | Round) -> tuple[Any, Any]:
         if isinstance(batch, Round):
@@ -35,9 +39,9 @@ def checked(trainer: Trainer) -> Trainer:
         inside = (owners >= 0) & (owners < capacity)
         checkify.check(
             (inside | ~live).all(),
-            "owners of the batch reach {largest}, outside the {capacity} slots of the agent axis;"
+            "a live sample's owner is {owner}, outside the {capacity} slots of the agent axis;"
             " plan the batch for this cooperative",
-            largest=jnp.abs(owners).max(),
+            owner=owners[jnp.argmax(~inside & live)],
             capacity=jnp.asarray(capacity),
         )
         member = active[jnp.clip(owners, 0, capacity - 1)]
@@ -46,7 +50,7 @@ def checked(trainer: Trainer) -> Trainer:
             "batch holds a live sample of an agent that is not active; plan the batch anew after an"
             " agent leaves",
         )
-        after, info = trainer.step(state, batch)
+        after, info = inner(state, batch)
         for what, tree in (("state", after), ("info", info)):
             for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
                 if jnp.issubdtype(leaf.dtype, jnp.floating):
@@ -58,3 +62,19 @@ def checked(trainer: Trainer) -> Trainer:
         return after, info
 
     return Trainer(trainer.init, step)
+
+
+def _opaque(step: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """The step as one operation, which checkify does not look into.
+
+    It would refuse the loops over agents in the cone solvers, of which it could tell nothing.
+    """
+    run = jax.custom_batching.custom_vmap(step)
+
+    @run.def_vmap
+    def vectorized(size: int, batched: Sequence[Any], state: Any, batch: Any) -> tuple[Any, Any]:
+        axes = jax.tree.map(lambda mapped: 0 if mapped else None, tuple(batched))
+        told = jax.vmap(step, in_axes=axes, axis_size=size)(state, batch)
+        return told, jax.tree.map(lambda _: True, told)
+
+    return run

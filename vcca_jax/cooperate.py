@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +10,12 @@ import optax
 
 from vcca_jax import screening
 from vcca_jax.admission import informed_update
+from vcca_jax.arguments import check_takes
 from vcca_jax.contribution import Estimator, aumann_shapley, first_order
-from vcca_jax.gradients import AgentGradients
+from vcca_jax.gradients import AgentGradients, Method
 from vcca_jax.metric import Metric
-from vcca_jax.profiles import ValueProfiles, check_names, named_values
+from vcca_jax.one_pass.shared_pass import AUTOMATIC, OnePass
+from vcca_jax.profiles import ValueProfiles, check_agents, check_names, named_values
 from vcca_jax.screening import Screen, ScreenReport
 from vcca_jax.step_gradients import (
     Losses,
@@ -140,7 +142,8 @@ def cooperate(
             is no batch, an optimizer that is not of that kind, an estimator that does not return
             one credit an agent, or a screen without a ``ScreenReport``.
     """
-    _check_stages(optimizer, validation_loss, values, screen, estimator)
+    _check_stages(loss_fn, optimizer, validation_loss, values)
+    _check_options(screen, estimator, metric, method, stream_values)
     if credit_examples and method == "auto":
         method = "one_pass"
     if credit_examples and (
@@ -163,15 +166,17 @@ def cooperate(
     ) -> CooperateState:
         check_names(profiles, values.names)
         params = strong(params)
-        return CooperateState(
-            params=params,
-            optimizer_state=optimizer.init(params),
-            profiles=jax.tree.map(jnp.asarray, profiles),
-            context=context,
-            credits=jnp.zeros(profiles.mask.shape[0]),
-            carry_over=jnp.zeros(()),
-            key=jax.random.key(0) if key is None else key,
-            step=jnp.zeros((), jnp.int32),
+        return strong(
+            CooperateState(
+                params=params,
+                optimizer_state=optimizer.init(params),
+                profiles=profiles,
+                context=context,
+                credits=jnp.zeros(profiles.mask.shape[0]),
+                carry_over=jnp.zeros(()),
+                key=jax.random.key(0) if key is None else key,
+                step=jnp.zeros((), jnp.int32),
+            )
         )
 
     def step(state: CooperateState, batch: VirtualBatch) -> tuple[CooperateState, CooperateInfo]:
@@ -182,6 +187,7 @@ def cooperate(
             )
         params = state.params
         check_names(state.profiles, values.names)
+        check_agents(state.profiles, batch.active.shape[0])
         known = step_gradients(
             losses,
             params,
@@ -196,6 +202,8 @@ def cooperate(
         screen_now = screen
         if metric is not None:
             diagonal = metric(state.optimizer_state, gradients.sum())
+            if callable(diagonal):
+                raise ValueError("metric returned a function; call what makes one: adam_metric()")
             screen_now = partial(screen, metric=diagonal)
         screened, report = _answer(screen_now(gradients, rows, state.profiles))
         update = informed_update(
@@ -263,20 +271,40 @@ def cooperate(
     return Trainer(init, step)
 
 
-def _check_stages(
-    optimizer: Any, validation_loss: Any, values: Any, screen: Any, estimator: Any
-) -> None:
+def _check_stages(loss_fn: Any, optimizer: Any, validation_loss: Any, values: Any) -> None:
     """Refuse what cannot be a stage while its name is known, not deep inside a trace."""
+    check_takes("loss_fn", loss_fn, ("params", "inputs", "targets"))
     if not callable(getattr(optimizer, "update", None)):
-        raise ValueError(f"optimizer={optimizer!r} is none; give one of optax, as optax.sgd(0.1)")
+        raise ValueError(
+            f"optimizer={optimizer!r} is not an optax optimizer; give one, as optax.sgd(0.1)"
+        )
+    check_takes("validation_loss", validation_loss, ("params",))
     if not isinstance(values, Values):
         raise ValueError(
             f"values is a {type(values).__name__}; name the losses with value_losses({{...}})"
         )
-    stages = {"validation_loss": validation_loss, "screen": screen, "estimator": estimator}
-    for name, stage in stages.items():
-        if not callable(stage) and (stage is not None or name == "validation_loss"):
-            raise ValueError(f"{name}={stage!r} is no function; give one, not its name")
+
+
+def _check_options(
+    screen: Any, estimator: Any, metric: Any, method: Any, stream_values: bool
+) -> None:
+    """The same for the stages that have a default."""
+    if screen is not None:
+        measured = () if metric is None else ("metric",)
+        check_takes("screen", screen, ("gradients", "value_gradients", "profiles"), measured)
+    if estimator is not None:
+        check_takes("estimator", estimator, ("utility", "weights"), ("key",))
+    if metric is not None:
+        check_takes("metric", metric, ("optimizer_state", "gradient"))
+    if not isinstance(method, OnePass) and method not in ("auto", *get_args(Method)):
+        raise ValueError(
+            f"method={method!r} must be 'auto', one of {sorted(get_args(Method))}, or OnePass(...)"
+        )
+    if isinstance(method, OnePass) and method != AUTOMATIC and stream_values:
+        raise ValueError(
+            f"method={method!r} has options that stream_values=True does not follow; leave out one"
+            " of the two"
+        )
 
 
 def _answer(told: Any) -> tuple[AgentGradients, ScreenReport]:

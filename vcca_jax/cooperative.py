@@ -26,7 +26,7 @@ class Shards(NamedTuple):
     active: Any
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cooperative:
     """Agents with their data, padded to fixed capacities.
 

@@ -87,12 +87,31 @@ def check_names(profiles: ValueProfiles, names: Sequence[str]) -> None:
     """Refuse profiles that speak of other values: half-spaces find theirs by place alone.
 
     Raises:
-        ValueError: they were made for other names, or for the same in another order.
+        ValueError: they were made for other names, or for the same in another order; what is no
+            ``ValueProfiles``.
     """
+    if not isinstance(profiles, ValueProfiles):
+        raise ValueError(
+            f"profiles is a {type(profiles).__name__}; make them with value_profiles(values.names,"
+            " [[...], ...])"
+        )
     if profiles.names is not None and profiles.names.names != tuple(names):
         raise ValueError(
             f"profiles speak of the values {list(profiles.names.names)} and the values are"
             f" {list(names)}; make them with value_profiles(values.names, ...)"
+        )
+
+
+def check_agents(profiles: ValueProfiles, agents: int) -> None:
+    """Refuse profiles of another number of agents than there are slots on the agent axis.
+
+    Raises:
+        ValueError: they are not [A].
+    """
+    if profiles.mask.shape[0] != agents:
+        raise ValueError(
+            f"profiles are of {profiles.mask.shape[0]} agents and the gradients of {agents};"
+            f" make them with value_profiles(..., capacity={agents})"
         )
 
 
@@ -136,8 +155,9 @@ def value_profiles(
         prices: make room for prices where no profile states one yet.
 
     Raises:
-        ValueError: an unknown value or kind, the same constraint twice in a profile, a part that
-            covers no parameter, or a capacity that is too small or below one.
+        ValueError: names that are one string, an unknown value or kind, the same constraint twice
+            in a profile, a part that covers no parameter, or a capacity that is too small or below
+            one.
 
     Example:
         >>> from vcca_jax import forbid, protect
@@ -145,6 +165,8 @@ def value_profiles(
         >>> profiles.sign.shape, profiles.mask.tolist()
         ((3, 1), [[True], [True], [False]])
     """
+    if isinstance(value_names, str):
+        raise ValueError(f"value_names={value_names!r} is one string; give a list of names")
     agents = len(profiles) if capacity is None else capacity
     if agents < max(len(profiles), 1):
         raise ValueError(f"capacity={capacity} is less than the {len(profiles)} profiles; raise it")

@@ -124,10 +124,8 @@ def retaken(trainer: Trainer, values: Values, *, every: int | jax.Array) -> Trai
     def init(params: Params, profiles: Any, *, context: Any = None, **options: Any) -> Any:
         shapes = jax.eval_shape(values.gradients, params, context)
         losses, rows = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        # A copy, so that a state may be donated.
-        at = jax.tree.map(jnp.copy, params)
         return trainer.init(
-            params, profiles, context=Tangents(context, losses, rows, at), **options
+            params, profiles, context=Tangents(context, losses, rows, params), **options
         )
 
     def step(state: Any, batch: Any) -> tuple[Any, Any]:

@@ -28,7 +28,7 @@ from vcca_jax.admissibility import (
 from vcca_jax.cones.duals import Policy
 from vcca_jax.gradients import AgentGradients
 from vcca_jax.operators import affine, inner_products
-from vcca_jax.profiles import ValueProfiles
+from vcca_jax.profiles import ValueProfiles, check_agents
 from vcca_jax.rows import Rows, as_rows, product_weights, tree_dot, weighted
 from vcca_jax.screen_report import ScreenReport
 from vcca_jax.trainer import Params
@@ -111,11 +111,7 @@ def screen(
         rows, active, present = as_rows(value_gradients), gradients.active, gradients.present
         profiles = jax.tree.map(jnp.asarray, profiles)
         agents = active.shape[0]
-        if profiles.mask.shape[0] != agents:
-            raise ValueError(
-                f"profiles are of {profiles.mask.shape[0]} agents and the gradients of {agents};"
-                f" make them with value_profiles(..., capacity={agents})"
-            )
+        check_agents(profiles, agents)
         rules = own_rules(profiles, active)
         together = intersection(rules, rows.size)
         measured = measure_norms or profiles.limits is not None

@@ -112,16 +112,17 @@ def noisy(trainer: Trainer, key: jax.Array) -> Trainer:
 
 
 def strong(tree: Any) -> Any:
-    """The tree with every leaf an array that keeps its dtype as its own, for states.
+    """The tree with every leaf a new array that keeps its dtype as its own, for states.
 
     ``jnp.asarray(0.0)`` and Python's numbers have weak types, which yield to the dtype of whatever
     they meet. A step makes them strong, so that a state begun with them compiles it a second time
-    and fits no ``lax.scan``. Arrays of strong types are returned as they are.
+    and fits no ``lax.scan``. The arrays are copies: a state may be donated to a step, and what it
+    was begun with must survive that, for another trainer to be begun with it.
     """
 
     def leaf(given: Any) -> jax.Array:
         array = jnp.asarray(given)
-        return jax.lax.convert_element_type(array, array.dtype)
+        return jnp.array(array, dtype=array.dtype, copy=True)
 
     return jax.tree.map(leaf, tree)
 

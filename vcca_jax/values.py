@@ -5,7 +5,6 @@ here compose, since they take and return value losses. Fairness, probes and pref
 of their own (``fairness``, ``probes``, ``preferences``).
 """
 
-import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from vcca_jax.arguments import check_takes
 from vcca_jax.held_out import HeldOutLoss, composed, mean_loss
 from vcca_jax.trainer import ExampleLoss, Params
 
@@ -45,10 +45,15 @@ def value_losses(losses: Mapping[str, ValueLoss]) -> Values:
         ValueError: no value loss is given, or one that does not take params and context; where it
             is evaluated, one that returns no floating-point scalar.
     """
+    if not isinstance(losses, Mapping):
+        raise ValueError(
+            f"losses is a {type(losses).__name__}; name each loss: {{'value': loss, ...}}"
+        )
     if not losses:
         raise ValueError("losses={} names no value; give at least one loss(params, context)")
     for name, loss in losses.items():
-        _check_arguments(name, loss)
+        # Also where a loss looks at the parameters alone.
+        check_takes(f"losses[{name!r}]", loss, ("params", "context"))
     functions = tuple(losses.values())
     told = [_named(name, loss) for name, loss in losses.items()]
 
@@ -61,20 +66,6 @@ def value_losses(losses: Mapping[str, ValueLoss]) -> Values:
         return jnp.stack([loss for loss, _ in pairs]), rows
 
     return Values(tuple(losses), values, gradients, functions)
-
-
-def _check_arguments(name: str, loss: ValueLoss) -> None:
-    try:
-        signature = inspect.signature(loss)
-    except (TypeError, ValueError):  # what is not written in Python tells no signature
-        return
-    try:
-        signature.bind(None, None)
-    except TypeError as error:
-        raise ValueError(
-            f"losses[{name!r}] takes {signature}, and must take (params, context), also where it"
-            " looks at the parameters alone"
-        ) from error
 
 
 def _named(name: str, loss: ValueLoss) -> ValueLoss:

@@ -57,10 +57,22 @@ def gather(shards: Shards, step: TraversalPlan) -> VirtualBatch:
 
     This is how a simulation on one machine assembles the batch; under ``traverse`` inputs stay
     with their owners and only activations are assembled.
+
+    Raises:
+        ValueError: what has no inputs, as a cooperative has not, or steps that are not one.
     """
+    if not hasattr(shards, "inputs"):
+        raise ValueError(f"shards is a {type(shards).__name__}; give members.shards")
+    if jnp.ndim(step.mask) != 1:
+        raise ValueError(
+            f"step.mask is {jnp.shape(step.mask)}; give one step of the plan, each field at [t]"
+        )
+    inputs, targets = jax.tree.map(
+        lambda leaf: jnp.asarray(leaf)[step.owners, step.rows], (shards.inputs, shards.targets)
+    )
     return VirtualBatch(
-        inputs=jnp.asarray(shards.inputs)[step.owners, step.rows],
-        targets=jnp.asarray(shards.targets)[step.owners, step.rows],
+        inputs=inputs,
+        targets=targets,
         owners=jnp.asarray(step.owners),
         rows=jnp.asarray(step.rows),
         mask=jnp.asarray(step.mask),

@@ -108,7 +108,7 @@ def steps(smoke: bool) -> dict[str, tuple[Callable[[], Any], dict[str, Any]]]:
     found = {}
     for name, trainer in trainers.items():
         # Donation must not take what others start from.
-        state = jax.jit(trainer.init)(jax.tree.map(jnp.copy, given.params))
+        state = jax.jit(trainer.init)(given.params)
         compiled, told = account(trainer.step, state, given.batch, donate=(0,))
         kept = [state]
 

@@ -6,6 +6,9 @@ players are the principals, so how many agents one sends cannot matter. (Under A
 ways agree: a principal's credit is the sum of its agents'.)
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,7 +33,31 @@ def quotient(
         A utility of the principals' participation weights `[P]`.
     """
     weights, principals = participation(weights), jnp.asarray(principals)
-    return lambda shares: utility(weights * shares[principals].astype(weights.dtype))
+
+    def agents(shares: jax.Array) -> jax.Array:
+        return weights * shares[principals].astype(weights.dtype)
+
+    expanded = getattr(utility, "first_order", None)
+    if expanded is None:
+        return lambda shares: utility(agents(shares))
+
+    def first_order(shares: jax.Array) -> jax.Array:
+        return jax.ops.segment_sum(
+            expanded(agents(shares)), principals, num_segments=shares.shape[0]
+        )
+
+    return _ExpandedQuotient(lambda shares: utility(agents(shares)), first_order)
+
+
+@dataclass(frozen=True)
+class _ExpandedQuotient:
+    """The quotient of a game that knows its own first-order credits, as one step's does."""
+
+    worth: Utility
+    first_order: Callable[[jax.Array], jax.Array]
+
+    def __call__(self, shares: jax.Array) -> jax.Array:
+        return self.worth(shares)
 
 
 def by_principal(

@@ -44,8 +44,8 @@ class OnePass(NamedTuple):
     Attributes:
         form: how every layer holds its gradients; "auto" lets the cost model choose
             (``site_forms``).
-        views: rules that see an operation as a product of matrices, by the operation's name; add
-            one's own to ``site_views.VIEWS``.
+        views: rules that see an operation as a product of matrices, by the operation's name;
+            ``{**site_views.VIEWS, "name": rule}`` has one's own beside them.
     """
 
     form: Form = "auto"

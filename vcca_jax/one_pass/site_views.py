@@ -8,6 +8,7 @@ of gradients can be had without either's being formed.
 import itertools
 import math
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -107,8 +108,7 @@ def convolution_view(
     return MatrixView(positions, inputs, outputs, rows, columns, matrix)
 
 
-VIEWS: Mapping[str, ViewRule] = {
-    "dot_general": product_view,
-    "conv_general_dilated": convolution_view,
-}
-"""The rules by the name of the operation; give ``record`` a larger mapping for one's own."""
+VIEWS: Mapping[str, ViewRule] = MappingProxyType(
+    {"dot_general": product_view, "conv_general_dilated": convolution_view}
+)
+"""The rules by the name of the operation; ``{**VIEWS, "name": rule}`` has one's own beside them."""
