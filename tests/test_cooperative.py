@@ -77,6 +77,7 @@ def test_bad_input_is_refused_by_name(make, words):
 
 def test_numbers_are_named_and_free_slots_left_out():
     members = leave(cooperative(shards(), names="abcde", capacity=7), "b")
+    assert members.active.tolist() == [True, False, True, True, True, False, False]
     assert members.named(np.arange(7.0)) == {"a": 0.0, "c": 2.0, "d": 3.0, "e": 4.0}
     with pytest.raises(ValueError, match=r"numbers has shape \(5,\); give one a slot, \(7,\)"):
         members.named(np.zeros(5))

@@ -5,7 +5,9 @@ import doctest
 import functools
 import importlib
 import inspect
+import os
 import re
+import socket
 import subprocess
 import sys
 from collections import Counter
@@ -91,7 +93,7 @@ def test_pages_of_experiments_include_every_experiment():
 # Code.
 
 START = DOCS / "how_to" / "train.md"
-SLOW = {"devices", "estimators", "extend", "flax", "streaming", "train"}
+SLOW = {"devices", "estimators", "extend", "flax", "forms", "members", "streaming", "train"}
 """Pages that compile for more than three seconds."""
 
 
@@ -148,25 +150,75 @@ def test_unknown_names_are_found():
     assert set(unknown_names(code)) == found
 
 
-RUN = [path for path in sorted((DOCS / "how_to").glob("*.md")) if blocks(path)]
+LAUNCH = DOCS / "launch.md"
+README = ROOT / "README.md"
+RUN = [path for path in WITH_CODE if path not in (README, LAUNCH)]
+"""Every page with code; the README has a test of its own, and the launched program is one file."""
+
+DEVICES = "jax_num_cpu_devices"
+"""What a page says first of all, in a process of its own."""
+
+
+def program(path):
+    """A page's blocks in the order in which they run, with what the page goes on from."""
+    code = blocks(path)
+    if "first block of [Train a cooperative]" in path.read_text(encoding="utf-8"):
+        first = [code.pop(0)] if DEVICES in code[0] else []
+        code = [*first, blocks(START)[0], *code]
+    return code
 
 
 @pytest.mark.parametrize(
     "path",
     [
         pytest.param(path, marks=[pytest.mark.slow] * (path.stem in SLOW), id=path.stem)
-        for path in [*RUN, DOCS / "index.md"]
+        for path in RUN
     ],
 )
 def test_code_runs_as_it_stands(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    code = program(path)
+    if DEVICES in code[0]:
+        (tmp_path / "page.py").write_text("\n".join(code), encoding="utf-8")
+        subprocess.run([sys.executable, "page.py"], check=True, env=with_the_package())
+        return
     scope = {"__name__": path.stem}
-    code = blocks(path)
-    if "first block of [Train a cooperative]" in path.read_text(encoding="utf-8"):
-        code = [blocks(START)[0], *code]
     with jax.numpy_rank_promotion("allow"):  # as users have it
         for i, block in enumerate(code):
             exec(compile(block, f"{path.name}, block {i + 1}", "exec"), scope)
+
+
+def with_the_package():
+    """The environment of a process that imports this package, wherever it runs."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+
+
+@pytest.mark.slow
+def test_the_launched_program_pays_the_same_in_one_process_and_in_two(tmp_path):
+    (code,) = blocks(LAUNCH)
+    (tmp_path / "spread.py").write_text(code, encoding="utf-8")
+    paid = []
+    for processes in (1, 2):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{probe.getsockname()[1]}"
+        started = [
+            subprocess.Popen(
+                [sys.executable, "spread.py", str(process), str(processes), address],
+                cwd=tmp_path,
+                env=with_the_package(),
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for process in range(processes)
+        ]
+        told = [each.communicate(timeout=300)[0] for each in started]
+        assert [each.returncode for each in started] == [0] * processes
+        (line,) = re.findall(r"^loss .* on (\d+) devices; (\{.*\})$", told[0], re.MULTILINE)
+        assert int(line[0]) == 2 * processes
+        paid.append(ast.literal_eval(line[1]))
+    assert list(paid[0]) == [f"agent {i}" for i in range(8)]
+    assert paid[1] == pytest.approx(paid[0], abs=1e-5)
 
 
 @pytest.mark.parametrize("path", [START, DOCS / "forms.md"], ids=lambda path: path.stem)
@@ -174,6 +226,15 @@ def test_the_first_block_runs_by_itself(path, capsys):
     scope = {}
     exec(compile(blocks(path)[0], path.name, "exec"), scope)
     assert scope["members"].sizes.sum() == 400
+
+
+def test_the_files_listed_are_those_there_are():
+    page = (DOCS / "contributing.md").read_text(encoding="utf-8")
+    table = page.split("## The files")[1].split("## What to write")[0]
+    rows = [line.split("|")[2] for line in table.split("\n") if line.startswith("| ")]
+    named = {name.rstrip("/") for row in rows for name in re.findall(r"`(\w+/?)`", row)}
+    there = {path.stem for path in (ROOT / "vcca_jax").glob("[!_]*") if path.name != "py.typed"}
+    assert named == there - {"data"}
 
 
 # The reference.

@@ -54,6 +54,11 @@ class Cooperative:
         return int(self.shards.mask.shape[1])
 
     @property
+    def active(self) -> np.ndarray:
+        """[A] bool, slots that have a member, as ``screened_by`` wants it."""
+        return np.asarray(self.shards.active)
+
+    @property
     def sizes(self) -> np.ndarray:
         """[A] int, live samples of each agent."""
         return np.asarray(self.shards.mask).sum(axis=1)
