@@ -30,8 +30,8 @@ from tests.conic_examples import (
 )
 from vcca_jax.cones import conic, conic_newton
 from vcca_jax.cones.conic import solve_conic_program
-from vcca_jax.cones.conic_interior import interior_point
-from vcca_jax.cones.conic_units import Asked, scaled
+from vcca_jax.cones.conic_interior import conic_interior_point
+from vcca_jax.cones.conic_programs import Asked, ConicPoint, scaled
 
 SIZES = (1, 2, 4, 8, 16)
 
@@ -188,7 +188,7 @@ def test_no_loop_is_entered_where_the_half_spaces_answer_stands(monkeypatch):
         return start, jnp.asarray(0.0, program.gram.dtype)
 
     monkeypatch.setattr(conic_newton, "newton", counting)
-    monkeypatch.setattr(conic, "interior_point", lambda program, skip: zero_point(program))
+    monkeypatch.setattr(conic, "conic_interior_point", lambda program, skip: zero_point(program))
     program = jax.jit(
         lambda max_norm: solve_conic_program(
             jnp.eye(1), jnp.ones(1), 4.0, jnp.zeros(1, int), jnp.ones(1), max_norm=max_norm
@@ -203,7 +203,7 @@ def test_no_loop_is_entered_where_the_half_spaces_answer_stands(monkeypatch):
 
 
 def zero_point(program):
-    return conic_newton.Point(
+    return ConicPoint(
         0 * program.target,
         0 * program.margins,
         0 * program.cosines,
@@ -400,7 +400,7 @@ def test_the_interior_point_alone_comes_close():
             arguments["prices"] = jnp.full(4, jnp.inf)
             programs.append(scaled(Asked(**arguments), jnp.zeros(4), 0.0)[0])
         programs = jax.tree.map(lambda *x: jnp.stack(x), *programs)
-        point = jax.jit(jax.vmap(lambda p: interior_point(p, jnp.asarray(False))))(programs)
+        point = jax.jit(jax.vmap(lambda p: conic_interior_point(p, jnp.asarray(False))))(programs)
         residual = jax.vmap(conic_newton.residual)(programs, point)
     assert (np.asarray(residual) <= 1e-6).all()
 

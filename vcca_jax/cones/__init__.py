@@ -13,7 +13,8 @@ Everything is for one agent unless it says otherwise; callers ``vmap``.
 | ``violations`` | the least violation, where there is no admissible update |
 | ``derivatives`` | the implicit derivative of an answer |
 | ``conic`` | half-spaces with balls, angles and trust regions besides |
-| ``conic_units`` | its scaled units, and which prices are no answer |
+| ``conic_programs`` | its program and points, its scaled units, which prices are no answer |
 | ``conic_newton`` | Newton's steps on its optimality conditions |
 | ``conic_interior`` | the interior-point method, for what Newton's steps leave |
+| ``second_order`` | the algebra of second-order cones that it needs |
 """

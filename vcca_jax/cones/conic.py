@@ -27,10 +27,9 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from vcca_jax.cones import conic_newton
-from vcca_jax.cones.conic_interior import interior_point
-from vcca_jax.cones.conic_newton import Point, Program
-from vcca_jax.cones.conic_units import Asked, payable, scaled
-from vcca_jax.cones.projection import solve_cone_dual
+from vcca_jax.cones.conic_interior import conic_interior_point
+from vcca_jax.cones.conic_programs import Asked, ConicPoint, ConicProgram, payable, scaled
+from vcca_jax.cones.duals import solve_cone_dual
 from vcca_jax.cones.solvers import matmul
 
 
@@ -199,7 +198,7 @@ def _solve(asked: Asked) -> ConicSolution:
     added = jnp.zeros_like(asked.products).at[asked.value].add(asked.sign * half.multipliers)
 
     program, units, trusted = scaled(asked, half.multipliers, least)
-    start = Point(
+    start = ConicPoint(
         program.target + jnp.append(added / units.coordinates[:-1], 0.0),
         half.multipliers / units.rows,
         jnp.zeros_like(asked.cosines),
@@ -231,7 +230,7 @@ def _solve(asked: Asked) -> ConicSolution:
     )
 
 
-def _meets(program: Program, coordinates: jax.Array) -> jax.Array:
+def _meets(program: ConicProgram, coordinates: jax.Array) -> jax.Array:
     """Whether x meets ball, angles and regions, up to rounding."""
     slop = 8.0 * float(jnp.finfo(coordinates.dtype).eps) * jnp.sum(jnp.abs(coordinates))
     products = matmul(program.gram, coordinates)
@@ -245,13 +244,15 @@ def _meets(program: Program, coordinates: jax.Array) -> jax.Array:
 
 
 class _Attempt(NamedTuple):
-    point: Point
+    point: ConicPoint
     residual: jax.Array
     number: jax.Array
     done: jax.Array
 
 
-def _iterate(program: Program, start: Point, skip: jax.Array) -> tuple[Point, jax.Array]:
+def _iterate(
+    program: ConicProgram, start: ConicPoint, skip: jax.Array
+) -> tuple[ConicPoint, jax.Array]:
     """Newton from the half-spaces' answer, then, where that failed, from an interior point's.
 
     One loop of at most two turns: what is traced twice is compiled once.
@@ -263,7 +264,7 @@ def _iterate(program: Program, start: Point, skip: jax.Array) -> tuple[Point, ja
 
     def attempt(state: _Attempt) -> _Attempt:
         again = state.number > 0
-        inner = interior_point(program, ~again)
+        inner = conic_interior_point(program, ~again)
         first = jax.tree.map(lambda new, old: jnp.where(again, new, old), inner, start)
         # Zero is the answer if the multipliers found say so; half-spaces it is inside of do not.
         apex = first._replace(
@@ -287,18 +288,18 @@ def _iterate(program: Program, start: Point, skip: jax.Array) -> tuple[Point, ja
     return state.point, state.residual
 
 
-def _choose(condition: jax.Array, first: Point, second: Point) -> Point:
+def _choose(condition: jax.Array, first: ConicPoint, second: ConicPoint) -> ConicPoint:
     return jax.tree.map(lambda x, y: jnp.where(condition, x, y), first, second)
 
 
 @jax.custom_jvp
-def _differentiable(program: Program, point: Point) -> Point:
+def _differentiable(program: ConicProgram, point: ConicPoint) -> ConicPoint:
     """Returns ``point``, with the derivative of the optimality conditions attached."""
     return point
 
 
 @_differentiable.defjvp
-def _differentiable_jvp(primals: Any, tangents: Any) -> tuple[Point, Point]:
+def _differentiable_jvp(primals: Any, tangents: Any) -> tuple[ConicPoint, ConicPoint]:
     program, point = primals[0], _differentiable(*primals)
     _, change = jax.jvp(
         lambda program: conic_newton.newton_step(program, point)[0], (program,), tangents[:1]

@@ -21,7 +21,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vcca_jax.cones.projection import solve_cone_dual
+from vcca_jax.cones.conic_programs import ConicPoint, ConicProgram
+from vcca_jax.cones.duals import solve_cone_dual
 from vcca_jax.cones.solvers import matmul
 
 NEWTON_STEPS = 12
@@ -29,35 +30,7 @@ NEWTON_STEPS = 12
 PATIENCE = 3
 
 
-class Program(NamedTuple):
-    """One conic program in scaled units; n = M + 1 unit rows, the last one that of g."""
-
-    gram: jax.Array  # C [n, n]
-    target: jax.Array  # coordinates of g [n]
-    rows: jax.Array  # coordinates of the half-spaces' normals [K, n]
-    margins: jax.Array  # [K]
-    prices: jax.Array  # [K], infinite where hard
-    mask: jax.Array  # bool [K]
-    cosines: jax.Array  # [M]
-    angled: jax.Array  # bool [M]
-    max_norm: jax.Array  # []
-    capped: jax.Array  # bool []
-    weights: jax.Array  # [R, M]
-    radii: jax.Array  # [R]
-    bounded: jax.Array  # bool [R]
-
-
-class Point(NamedTuple):
-    """Coordinates [n] of x, and the multipliers of its constraints."""
-
-    coordinates: jax.Array  # [n]
-    rows: jax.Array  # [K]
-    angles: jax.Array  # [M]
-    norm: jax.Array  # []
-    regions: jax.Array  # [R]
-
-
-def length_of(program: Program, coordinates: jax.Array) -> jax.Array:
+def length_of(program: ConicProgram, coordinates: jax.Array) -> jax.Array:
     """|x| of x = E^T a."""
     square = jnp.dot(coordinates, matmul(program.gram, coordinates))
     positive = square > 0
@@ -72,7 +45,7 @@ class _Geometry(NamedTuple):
     outward: jax.Array  # coordinates of the gradient of |W_r E x|, [R, n]
 
 
-def _geometry(program: Program, coordinates: jax.Array) -> _Geometry:
+def _geometry(program: ConicProgram, coordinates: jax.Array) -> _Geometry:
     products = matmul(program.gram, coordinates)
     length = length_of(program, coordinates)
     inside = program.weights * products[None, :-1]
@@ -89,7 +62,7 @@ def _geometry(program: Program, coordinates: jax.Array) -> _Geometry:
     )
 
 
-def residual(program: Program, point: Point) -> jax.Array:
+def residual(program: ConicProgram, point: ConicPoint) -> jax.Array:
     """The worst violation of the optimality conditions: zero exactly at a solution.
 
     Constraints are measured relative to a ball smaller than one, so that what a small ball clips
@@ -139,7 +112,7 @@ def residual(program: Program, point: Point) -> jax.Array:
     return jnp.maximum(jnp.maximum(worst, error), rounding)
 
 
-def newton_step(program: Program, point: Point) -> tuple[Point, jax.Array]:
+def newton_step(program: ConicProgram, point: ConicPoint) -> tuple[ConicPoint, jax.Array]:
     """One quadratic program at ``point``: the next point, and whether one exists.
 
     At a solution, its derivative with respect to ``program`` is that of the solution: the
@@ -194,7 +167,7 @@ def newton_step(program: Program, point: Point) -> tuple[Point, jax.Array]:
     multipliers = solution.multipliers
     first, second = program.margins.shape[0], program.margins.shape[0] + values
     return (
-        Point(
+        ConicPoint(
             free + matmul(moved[:, 1:], multipliers),
             multipliers[:first],
             multipliers[first:second],
@@ -206,15 +179,17 @@ def newton_step(program: Program, point: Point) -> tuple[Point, jax.Array]:
 
 
 class _Newton(NamedTuple):
-    point: Point
-    best: Point
+    point: ConicPoint
+    best: ConicPoint
     residual: jax.Array  # of the best
     patience: jax.Array
     step: jax.Array
     done: jax.Array
 
 
-def newton(program: Program, start: Point, skip: jax.Array) -> tuple[Point, jax.Array]:
+def newton(
+    program: ConicProgram, start: ConicPoint, skip: jax.Array
+) -> tuple[ConicPoint, jax.Array]:
     """The best point of a few Newton steps from ``start``, which counts, and its residual."""
     tolerance = 2.0 * float(jnp.finfo(program.gram.dtype).eps)
 

@@ -76,10 +76,7 @@ def _lowered_jvp(primals: Any, tangents: Any) -> tuple[Any, Any]:
     moved = deficit_dot - matmul(gram_dot, multipliers) - matmul(gram, fixed)
     moved = jnp.where(free, moved, 0.0)
 
-    both = free[:, None] & free[None, :]
-    identity = jnp.eye(gram.shape[0], dtype=gram.dtype)
-    values, vectors = jnp.linalg.eigh(jnp.where(both, gram, identity))
-    small = values < float(jnp.finfo(gram.dtype).eps) ** 0.5
+    values, vectors, small = solvers.restricted_eigen(gram, free)
     inverse = jnp.where(small, 0.0, 1.0 / jnp.where(small, 1.0, values))
 
     def pseudo(right: jax.Array) -> jax.Array:

@@ -34,6 +34,17 @@ def smallest_ridge(dtype: jnp.dtype) -> float:
     return 4.0 * float(jnp.finfo(dtype).eps)
 
 
+def restricted_eigen(gram: jax.Array, active: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Eigenvalues [K] and -vectors of G_SS, one outside of S; and which are rounding's zeros.
+
+    What depends on what, in the answer and in its derivative alike.
+    """
+    both = active[:, None] & active[None, :]
+    identity = jnp.eye(gram.shape[0], dtype=gram.dtype)
+    values, vectors = jnp.linalg.eigh(jnp.where(both, gram, identity))
+    return values, vectors, values < float(jnp.finfo(gram.dtype).eps) ** 0.5
+
+
 def restricted_solver(
     gram: jax.Array, active: jax.Array, ridge: jax.Array | float
 ) -> Callable[[jax.Array], jax.Array]:

@@ -89,10 +89,8 @@ def _polished(gram: jax.Array, deficit: jax.Array, violation: jax.Array) -> jax.
     """v* from its support S alone: the part of b_S in the null space of G_SS, without delta."""
     threshold = float(jnp.finfo(gram.dtype).eps) ** 0.5
     support = violation > threshold * jnp.max(violation)
-    both = support[:, None] & support[None, :]
-    identity = jnp.eye(gram.shape[0], dtype=gram.dtype)
-    values, vectors = jnp.linalg.eigh(jnp.where(both, gram, identity))
-    null = jnp.where(values < threshold, 1.0, 0.0).astype(gram.dtype)
+    _, vectors, small = solvers.restricted_eigen(gram, support)
+    null = small.astype(gram.dtype)
     exact = matmul(vectors, null * matmul(vectors.T, jnp.where(support, deficit, 0.0)))
     exact = jnp.maximum(jnp.where(support, exact, 0.0), 0.0)
     before, after = (

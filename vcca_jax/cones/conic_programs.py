@@ -1,7 +1,7 @@
 """What a cone program asks, and the same in units of unit rows and of the program's own size.
 
-The solvers work on numbers near one; ``conic`` hands them a ``Program`` that is made here, and
-multiplies what they find by ``Units``.
+The solvers work on numbers near one; ``conic`` hands them a ``ConicProgram`` that is made here, and
+multiplies what they find by ``ConicUnits``.
 """
 
 from typing import NamedTuple
@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vcca_jax.cones.conic_newton import Program
 from vcca_jax.cones.solvers import matmul
 
 
@@ -31,7 +30,35 @@ class Asked(NamedTuple):
     radii: jax.Array
 
 
-class Units(NamedTuple):
+class ConicProgram(NamedTuple):
+    """One conic program in scaled units; n = M + 1 unit rows, the last one that of g."""
+
+    gram: jax.Array  # C [n, n]
+    target: jax.Array  # coordinates of g [n]
+    rows: jax.Array  # coordinates of the half-spaces' normals [K, n]
+    margins: jax.Array  # [K]
+    prices: jax.Array  # [K], infinite where hard
+    mask: jax.Array  # bool [K]
+    cosines: jax.Array  # [M]
+    angled: jax.Array  # bool [M]
+    max_norm: jax.Array  # []
+    capped: jax.Array  # bool []
+    weights: jax.Array  # [R, M]
+    radii: jax.Array  # [R]
+    bounded: jax.Array  # bool [R]
+
+
+class ConicPoint(NamedTuple):
+    """Coordinates [n] of x, and the multipliers of its constraints."""
+
+    coordinates: jax.Array  # [n]
+    rows: jax.Array  # [K]
+    angles: jax.Array  # [M]
+    norm: jax.Array  # []
+    regions: jax.Array  # [R]
+
+
+class ConicUnits(NamedTuple):
     """What scaled quantities are multiplied by to be those asked for; constants."""
 
     size: jax.Array  # of u
@@ -67,7 +94,7 @@ def payable(asked: Asked) -> tuple[Asked, jax.Array]:
 
 def scaled(
     asked: Asked, multipliers: jax.Array, least: jax.Array
-) -> tuple[Program, Units, jax.Array]:
+) -> tuple[ConicProgram, ConicUnits, jax.Array]:
     """The program in units of unit rows and of the larger of |g| and the half-spaces' answer.
 
     The third is False where rounding hides that answer; the unit is then ``least``. Margins of
@@ -108,7 +135,7 @@ def scaled(
     radii = jnp.maximum(asked.radii / largest / size, epsilon ** (2 / 3))
     # Beyond this nothing binds; and infinities would meet zeros.
     far = epsilon**-0.375
-    program = Program(
+    program = ConicProgram(
         gram=gram,
         target=jnp.where(present, identity[-1] * norms / size, 0.0),
         rows=jnp.where(mask[:, None], asked.sign[:, None] * identity[asked.value], 0.0),
@@ -125,4 +152,4 @@ def scaled(
         radii=jnp.where(bounded, jnp.minimum(radii, far), 1.0),
         bounded=bounded,
     )
-    return program, Units(size, size / norms, size / rows, size / largest), trusted
+    return program, ConicUnits(size, size / norms, size / rows, size / largest), trusted
