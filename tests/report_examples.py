@@ -17,7 +17,7 @@ FIGURES = (
     "cumulative_credit",
     "cumulative_payout",
     "value_losses",
-    "value_losses_on_fresh_rows",
+    "value_losses_on_validation_rows",
     "admissibility",
     "loss_against_centralized",
 )

@@ -231,3 +231,17 @@ def test_arrays_go_back_onto_another_layout_bit_for_bit(tmp_path, devices, spec)
         assert restored["key"].sharding.is_equivalent_to(keys_wanted, 1)
         np.testing.assert_array_equal(restored["w"], values)
         assert raw(restored["key"]) == raw(tree["key"])
+
+
+def test_reading_alone_removes_nothing_and_saves_nothing(tmp_path):
+    with checkpoints(tmp_path) as store:
+        store.save(1, {"w": jnp.ones(2)}, {"epoch": 1})
+    under_way = tmp_path / "2.orbax-checkpoint-tmp"
+    shutil.copytree(tmp_path / "1", under_way)
+    before = sorted(tmp_path.rglob("*"))
+    with checkpoints(tmp_path, read_only=True) as store:
+        assert store.latest == 1
+        assert store.note(1) == {"epoch": 1}
+        with pytest.raises(ValueError, match="opened with read_only=True"):
+            store.save(2, {"w": jnp.ones(2)}, {})
+    assert sorted(tmp_path.rglob("*")) == before

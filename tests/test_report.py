@@ -249,8 +249,9 @@ def test_in_a_browser(run, page, tmp_path, width):
                 name = link.inner_text()
                 link.focus()
                 shown.keyboard.press("Enter")
-                heading = shown.query_selector(f"{link.get_attribute('href')} > h3")
+                heading = shown.query_selector(f"details:has({link.get_attribute('href')}) h3")
                 assert heading.inner_text() == f"Statement of {name}"
+                assert shown.query_selector(link.get_attribute("href")).is_visible()
                 shown.evaluate("new Promise(next => requestAnimationFrame(next))")
                 assert 0 <= heading.bounding_box()["y"] < 844
         finally:

@@ -32,6 +32,7 @@ def finished(tmp_path_factory) -> Path:
 def test_a_run_leaves_all_it_promises(finished):
     names = set(digests(finished))
     assert names == {
+        ".lock",
         "config.json",
         "metrics.jsonl",
         "agents.jsonl",
@@ -44,7 +45,7 @@ def test_a_run_leaves_all_it_promises(finished):
             for name in (
                 "loss_against_centralized",
                 "value_losses",
-                "value_losses_on_fresh_rows",
+                "value_losses_on_validation_rows",
                 "admissibility",
                 "cumulative_credit",
                 "cumulative_payout",
@@ -105,13 +106,13 @@ def test_again_gives_the_same_bytes(finished, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         for owner, name in (
-            (module, "_settle"),
+            (module, "settle_period"),
             (module.Checkpoints, "save"),
             (module.Checkpoints, "wait"),
         ):
             patch.setattr(owner, name, noted(name, getattr(owner, name)))
         run(smoke(), tmp_path / "again")
-    settled = [at for at, name in enumerate(events) if name == "_settle"]
+    settled = [at for at, name in enumerate(events) if name == "settle_period"]
     assert len(settled) == 3
     assert all(events[at - 1] == "wait" for at in settled)
     assert digests(tmp_path / "again") == digests(finished)
@@ -139,7 +140,7 @@ def test_stopped_and_resumed_gives_the_same_bytes(finished, tmp_path, monkeypatc
         return stopping
 
     owner, name, count = {
-        "settled": (module, "_settle", 2),
+        "settled": (module, "settle_period", 2),
         "recorded": (module, "write_records", 5),
         "saved": (module.Checkpoints, "save", 2),
     }[where]

@@ -31,9 +31,16 @@ class Checkpoints:
     process 0 alone writes the note. The directory is one that all of them see.
     """
 
-    def __init__(self, directory: str | Path) -> None:
-        """Open a directory, which is made if absent; remains of broken saves are removed."""
+    def __init__(self, directory: str | Path, *, read_only: bool = False) -> None:
+        """Open a directory, which is made if absent; remains of broken saves are removed.
+
+        Args:
+            directory: whose checkpoints.
+            read_only: change nothing in it. Only so may a directory be opened to which another
+                process writes: what looks like the remains of a save may be one under way.
+        """
         self._directory = Path(directory).resolve()
+        self._read_only = read_only
         # Folders are made before `save` returns: one that cannot be made is told at once, where
         # the other way Orbax waits twenty minutes for it.
         options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
@@ -44,7 +51,7 @@ class Checkpoints:
             context=context,
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=ocp.training.preservation_policies.LatestN(_KEPT),
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=not read_only,
         )
 
     @property
@@ -66,7 +73,15 @@ class Checkpoints:
             number: of the checkpoint, at least 0.
             tree: a pytree of arrays, in any sharding; keys of random numbers too.
             note: whatever JSON can say.
+
+        Raises:
+            ValueError: the checkpoints were opened to be read only.
         """
+        if self._read_only:
+            raise ValueError(
+                f"number={number} can't be saved: {self._directory} was opened with read_only=True;"
+                " open it without"
+            )
         self.wait()
         arrays = _with_key_data(tree)
         content = {"note": note, "layout": _layout(arrays)}
@@ -137,9 +152,9 @@ class Checkpoints:
 
 
 @contextmanager
-def checkpoints(directory: str | Path) -> Iterator[Checkpoints]:
-    """Open a run's checkpoints, and close them whatever happens."""
-    opened = Checkpoints(directory)
+def checkpoints(directory: str | Path, *, read_only: bool = False) -> Iterator[Checkpoints]:
+    """Open a run's checkpoints (see ``Checkpoints``), and close them whatever happens."""
+    opened = Checkpoints(directory, read_only=read_only)
     try:
         yield opened
     finally:

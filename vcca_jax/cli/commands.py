@@ -144,8 +144,9 @@ def report(
     ] = None,
     runs: Folder = Path("runs"),
     decimals: Annotated[
-        int, typer.Option(min=0, max=18, help="Digits of a minor unit on the page: 2 for cents.")
-    ] = 2,
+        int | None,
+        typer.Option(min=0, max=18, help="Digits of a minor unit; the run's own by default."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Print the tables of a finished run, or write its report as one page."""
@@ -165,7 +166,7 @@ def report(
             page = {} if target is None else {"page": str(target)}
             tell({"run": str(folder), **page, **results})
         elif target is None:
-            print_results(out, results, folder)
+            print_results(out, results, folder, decimals=decimals)
         else:
             out.print(f"the report is in {target}", markup=False, highlight=False, soft_wrap=True)
 

@@ -8,6 +8,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from vcca_jax.profile_files import Profile
+from vcca_jax.runs.errors import RunError
+from vcca_jax.runs.rules import Rule
 from vcca_jax.settings import ConfigError, Section, parse, read_toml
 
 Positive = Annotated[int, Field(ge=1)]
@@ -78,20 +80,30 @@ class Value(Section):
 
 
 class Credit(Section):
-    """The estimator of each step's contributions."""
+    """The estimator of each step's contributions; ``nodes`` are those of ``aumann_shapley``."""
 
     estimator: Literal[
-        "aumann_shapley", "exact_shapley", "leave_one_out", "influence", "in_run"
+        "aumann_shapley", "exact_shapley", "leave_one_out", "influence", "first_order", "in_run"
     ] = "aumann_shapley"
     nodes: Positive = 4
 
 
 class Settlement(Section):
-    """What comes in, in integer minor units of the currency, each period of some epochs."""
+    """What comes in, in integer minor units of the currency, each period of some epochs.
+
+    ``decimals`` are the digits of a minor unit: 2 for cents, 0 for yen. ``rule``, ``rounding`` and
+    ``release_lag`` are the ledger's terms; see ``share_rules`` and ``Ledger.open``.
+    """
+
+    added: ClassVar[frozenset[str]] = frozenset({"decimals", "rule", "rounding", "release_lag"})
 
     currency: Annotated[str, Field(pattern=r"^[A-Z]{3}$")] = "EUR"
+    decimals: Annotated[int, Field(ge=0, le=18)] = 2
     revenue: Annotated[int, Field(ge=0, le=2**63 - 1)] = 1_000_000
     epochs_per_period: Positive = 1
+    rule: Rule = Rule()
+    rounding: Literal["largest_remainder", "running_floor"] = "largest_remainder"
+    release_lag: Annotated[int, Field(ge=0)] = 0
 
 
 class RunConfig(Section):
@@ -152,16 +164,18 @@ def stored_config(folder: str | Path) -> RunConfig:
     """Read the configuration that a run's folder holds.
 
     Raises:
-        ConfigError: there is none, or it was damaged.
+        ConfigError: there is none.
+        RunError: it was damaged, or holds what only another version knows.
     """
     path = Path(folder) / "config.json"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return parse_config(json.loads(path.read_bytes()), str(path))
     except FileNotFoundError:
         raise ConfigError(f"there is no run in {folder}; check the name") from None
     except ValueError as error:
-        raise ConfigError(f"{path} is damaged: {error}") from None
-    return parse_config(content, str(path))
+        raise RunError(
+            f"{path} is damaged, or of another version; restore it from a copy ({error})"
+        ) from None
 
 
 def parse_config(content: dict[str, Any], origin: str) -> RunConfig:

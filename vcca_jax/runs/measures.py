@@ -88,25 +88,51 @@ def game_records(epoch: int, summary: EpochSummary) -> list[Record]:
 
 
 def payout_records(ledger: Ledger) -> list[Record]:
-    """One record a settlement and account that is paid, read from the ledger's entries."""
+    """What every entry of a ledger moved, one record an entry and account.
+
+    A settlement has a record for every principal and for the reserve; any other entry, such as a
+    release, a claw-back or a reversal, for those whose money it moves, under the period of the
+    settlement that it is about. "paid" went into the account, "held" into escrow for it, each with
+    a minus where it was taken from there; "balance" is the account's afterwards.
+    """
     balances = dict.fromkeys((*ledger.principals, "reserve"), 0)
+    periods: dict[str, str] = {}
     records: list[Record] = []
-    for entry in ledger.entries():
-        if entry.content["kind"] != "settle":
-            continue
+    for seq, kind, content, _ in ledger.entries():
+        if kind == "settle":
+            periods[str(seq)] = content["period"]
+        moved = content.get("postings", {})
         for account in balances:
-            posting = account if account == "reserve" else f"principal:{account}"
-            paid = int(entry.content["postings"].get(posting, "0"))
+            name = account if account == "reserve" else f"principal:{account}"
+            paid, held = int(moved.get(name, 0)), int(moved.get(f"escrow:{account}", 0))
             balances[account] += paid
-            records.append(
-                {
-                    "period": int(entry.content["period"]),
-                    "principal": account,
-                    "paid": paid,
-                    "balance": balances[account],
-                }
-            )
+            if kind == "settle" or paid or held:
+                records.append(
+                    {
+                        "entry": seq,
+                        "kind": kind,
+                        "period": content.get("period") or periods.get(content.get("of", ""), ""),
+                        "principal": account,
+                        "paid": paid,
+                        "held": held,
+                        "balance": balances[account],
+                    }
+                )
     return records
+
+
+def money(ledger: Ledger) -> Record:
+    """Where all the money of a ledger is, in minor units; but for payouts, which sum to the rest.
+
+    "revenue" is all that came in and was not taken back; it is the sum of the principals'
+    balances and of "reserve", "carried", "escrow" and "dust".
+    """
+    totals = dict.fromkeys(("revenue", "reserve", "carried", "escrow", "dust"), 0)
+    for account, balance in ledger.accounts().items():
+        kind = account.partition(":")[0]
+        if kind in totals:
+            totals[kind] += -balance if kind == "revenue" else balance
+    return totals
 
 
 def agent_table(
@@ -115,9 +141,9 @@ def agent_table(
     """One row an agent: what it brought, what was screened, its credit, its pay.
 
     Credit is of the paid run (seed 0), with its mean and standard deviation over all seeds. Shares
-    are of the steps of all seeds.
+    are of the steps of all seeds. The payout is the balance; what waits in escrow is beside it.
     """
-    balances = ledger.balances()
+    balances, accounts = ledger.balances(), ledger.accounts()
     rows = []
     for agent in problem.study.agents:
         own = [r for r in agents if r["agent"] == agent]
@@ -137,6 +163,7 @@ def agent_table(
                 "credit_mean": float(np.mean(credits)),
                 "credit_sd": float(np.std(credits, ddof=1)) if len(credits) > 1 else None,
                 "payout": balances[agent],
+                "held": accounts.get(f"escrow:{agent}", 0),
             }
         )
     return rows

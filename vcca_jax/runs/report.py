@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
-import numpy as np
 
 from vcca_jax.ledger import Ledger
 from vcca_jax.pages import anchors, render
 from vcca_jax.plotting.statement import png, statement_figure
 from vcca_jax.runs.config import RunConfig, stored_config
+from vcca_jax.runs.errors import RunError
+from vcca_jax.runs.measures import money as money_of
 from vcca_jax.runs.records import Record, read_records, write_text
-from vcca_jax.runs.run import latest_note, read_results, verify_run
+from vcca_jax.runs.stored import latest_note, read_results, verify_run
 from vcca_jax.runs.tables import constraint_cells, with_deviation
+from vcca_jax.runs.value_tables import outcome, value_rows
 from vcca_jax.statements import Section, checks, document, money, screenings
 
 Rows = list[tuple[Any, ...]]
@@ -51,17 +53,17 @@ class Picture(NamedTuple):
     alt: str
 
 
-def write_report(folder: str | Path, path: str | Path, *, decimals: int = 2) -> None:
+def write_report(folder: str | Path, path: str | Path, *, decimals: int | None = None) -> None:
     """Write a finished run's page, whole or not at all.
 
     Args:
         folder: The run's.
         path: Of the page, which needs nothing beside it; its folder is made if absent.
-        decimals: Digits of a minor unit.
+        decimals: Digits of a minor unit; None takes the run's own.
 
     Raises:
         ValueError: ``path`` does not end in ".html".
-        RunError: The run has not finished.
+        RunError: The run has not finished, or a file of it is damaged.
         LedgerError: The ledger is damaged, foreign, or lacks a head it should hold.
     """
     if Path(path).suffix != ".html":
@@ -71,19 +73,23 @@ def write_report(folder: str | Path, path: str | Path, *, decimals: int = 2) -> 
     write_text(Path(path), page)
 
 
-def report_page(folder: str | Path, *, decimals: int = 2) -> str:
+def report_page(folder: str | Path, *, decimals: int | None = None) -> str:
     """Return a finished run's page: the same text for the same run in the same folder.
 
     See ``write_report``.
     """
     folder = Path(folder)
     results, config = read_results(folder), stored_config(folder)
+    decimals = config.settlement.decimals if decimals is None else decimals
     verification = verify_run(folder)
     records = {name: read_records(folder / f"{name}.jsonl") for name in ("metrics", "agents")}
+    for name, found in records.items():
+        if not found:
+            raise RunError(f"{folder / name}.jsonl is absent or empty; restore it from a copy")
     with Ledger.open(
         folder / "ledger.sqlite", config=config.digest(), create=False, read_only=True
     ) as ledger:
-        balances, accounts = ledger.balances(), ledger.accounts()
+        balances, accounts, totals = ledger.balances(), ledger.accounts(), money_of(ledger)
         currency = ledger.terms.currency
         place = (folder.name, "--runs", str(folder.parent))
         told = [
@@ -94,31 +100,35 @@ def report_page(folder: str | Path, *, decimals: int = 2) -> str:
     def amount(units: int, what: str) -> Amount:
         return Amount(money(units, decimals=decimals), units, what)
 
-    values = value_rows(records["metrics"], config)
+    values = value_rows(records["metrics"], config, results["test"])
     ids = anchors("statement", (each.principal for each in told))
     note = latest_note(folder) or {}
     return render(
         "report.html",
         title=f"Report of the run {folder.name}",
         lead=_lead(results, config),
-        facts=_facts(results, balances, accounts, currency, decimals),
+        facts=_facts(results, balances, totals, currency, decimals),
         agents={
             "rows": _agent_rows(results, balances, currency, amount),
             "totals": [
-                (what, amount(accounts.get(what, 0), what), *[""] * 5)
-                for what in ("reserve", "carried")
+                (what, amount(totals[what], what), *[""] * 5)
+                for what in ("escrow", "dust", "reserve", "carried")
+                if totals[what] or what in ("reserve", "carried")
             ],
             "note": "Payout: the principal's balance in the ledger; carried: revenue of periods"
             " whose steps gained nothing together, which waits for the next. Credit: fall of the"
             " validation loss, in nats, of the run that is paid (seed 0), and mean ± standard"
-            " deviation over seeds. Admitted: share of its steps whose update was admissible as it"
-            " came. Removed: mean share of the update's norm.",
+            " deviation over all seeds. Admitted: share of its steps, over all seeds, whose update"
+            " was admissible as it came. Removed: mean share of the update's norm, over all seeds.",
         },
         values={
             "rows": values,
-            "note": "Mean over seeds. Losses are measured on the screen's own rows, which are"
-            " trained on in effect, and on fresh rows, which no screen sees; less is better for a"
-            " protected value, more for a forbidden one.",
+            "lead": outcome(results["test"], config),
+            "note": "Mean over seeds; less is better for a protected value, more for a forbidden"
+            " one. Screen's: the rows that the screen measures on, which are trained on in effect."
+            " Validation: rows that no screen sees, but on which credit is measured, and on which"
+            " settings are chosen. Test: rows that were looked at once, after training, where a"
+            " value is a group's loss.",
         },
         screen={
             "rows": _screen_rows(records["agents"], config),
@@ -185,14 +195,16 @@ def _lead(results: Record, config: RunConfig) -> str:
 def _facts(
     results: Record,
     balances: dict[str, int],
-    accounts: dict[str, int],
+    totals: Record,
     currency: str,
     decimals: int,
 ) -> list[tuple[str, str]]:
     cooperative = next(row for row in results["test"] if row["trainer"] == "cooperative")
+    held = [("in escrow", money(totals["escrow"], currency, decimals))] if totals["escrow"] else []
     return [
         ("paid to principals", money(sum(balances.values()), currency, decimals)),
-        ("kept in reserve", money(accounts.get("reserve", 0), currency, decimals)),
+        *held,
+        ("kept in reserve", money(totals["reserve"], currency, decimals)),
         ("settlements", str(results["settlements"])),
         ("AUC on test rows", with_deviation(cooperative["auc"])),
     ]
@@ -214,47 +226,6 @@ def _agent_rows(results: Record, balances: dict[str, int], currency: str, amount
             )
         )
     return rows
-
-
-def value_rows(metrics: Sequence[Record], config: RunConfig) -> Rows:
-    """Value losses before and after, mean over seeds, on the screen's rows and on fresh ones."""
-    last = max(record["epoch"] for record in metrics)
-    head = ("value", "asked for", "rows", "before", "after", "change", "change, unscreened")
-    rows: Rows = [head]
-
-    def mean(trainer: str, epoch: int, field: str, value: str) -> float:
-        found = [
-            record[field][value]
-            for record in metrics
-            if record["trainer"] == trainer and record["epoch"] == epoch
-        ]
-        return float(np.mean(found))
-
-    for value in config.values:
-        for where, field in (("screen's", "value_losses"), ("fresh", "fresh_value_losses")):
-            before, after = (mean("cooperative", e, field, value) for e in (0, last))
-            free = [mean("unscreened", epoch, field, value) for epoch in (0, last)]
-            rows.append(
-                (
-                    value,
-                    _asked(value, config),
-                    where,
-                    f"{before:.4f}",
-                    f"{after:.4f}",
-                    f"{after - before:+.4f}",
-                    f"{free[1] - free[0]:+.4f}",
-                )
-            )
-    return rows
-
-
-def _asked(value: str, config: RunConfig) -> str:
-    kinds = ("protect", "forbid", "preserve")
-    counts = {k: sum(value in getattr(p, k) for p in config.profiles.values()) for k in kinds}
-    asked = [
-        f"{kind}, {count} principal{'s' * (count > 1)}" for kind, count in counts.items() if count
-    ]
-    return "; ".join(asked) or "nothing"
 
 
 def _screen_rows(agents: Sequence[Record], config: RunConfig) -> Rows:
@@ -326,7 +297,8 @@ def _pictures(
     paid = _listed((name, money(units, currency, decimals)) for name, units in balances.items())
 
     def changes(rows: str) -> str:
-        told = ((v, f"{own}, unscreened {free}") for v, _, r, *_, own, free in values if r == rows)
+        found = (row for row in values if row[2] == rows)
+        told = ((row[0], f"{row[5]}, unscreened {row[7]}") for row in found)
         return f"Change of each value loss {over}. At the end: {_listed(told, '; ')}."
 
     told = {
@@ -339,7 +311,10 @@ def _pictures(
             f"Stacked areas of what was paid so far, by settlement period. By now: {paid}.",
         ),
         "value_losses": ("Value losses on the screen's own rows", changes("screen's")),
-        "value_losses_on_fresh_rows": ("Value losses on fresh rows", changes("fresh")),
+        "value_losses_on_validation_rows": (
+            "Value losses on validation rows",
+            changes("validation"),
+        ),
         "admissibility": (
             "Conflicts with values",
             "Heat map of the share of each agent's steps whose update ran against each value; the"

@@ -1,7 +1,5 @@
 """The run itself: epoch by epoch, each settled and checkpointed before the next begins."""
 
-import contextlib
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,21 +8,21 @@ import jax
 import numpy as np
 
 from vcca_jax.checkpoint import Checkpoints, checkpoints
-from vcca_jax.ledger import Ledger, Verification
+from vcca_jax.ledger import Ledger
 from vcca_jax.plan import TraversalPlan, virtual_batches
 from vcca_jax.runs import epochs, measures
-from vcca_jax.runs.config import RunConfig, stored_config
+from vcca_jax.runs.config import RunConfig
 from vcca_jax.runs.environment import environment
+from vcca_jax.runs.errors import RunError
 from vcca_jax.runs.figures import draw_figures
+from vcca_jax.runs.lock import NAME, working_on
 from vcca_jax.runs.problem import Problem, make_problem
-from vcca_jax.runs.records import Record, read_records, write_json, write_records, write_text
+from vcca_jax.runs.records import FIELDS, Record, digest, write_json, write_records, write_text
+from vcca_jax.runs.settling import replay_run, settle_period, terms
 from vcca_jax.runs.sinks import Sink, scalars
+from vcca_jax.runs.stored import latest_note, read_results, records_as_noted, verify_run
 
-RECORDS = ("metrics", "agents", "game")
-
-
-class RunError(RuntimeError):
-    """A run that cannot start or go on, with the remedy."""
+__all__ = ["RunError", "latest_note", "read_results", "replay_run", "run", "verify_run"]
 
 
 def run(
@@ -66,7 +64,20 @@ def run(
     folder = Path(folder)
     problem = make_problem(config)
     folder.mkdir(parents=True, exist_ok=True)
-    _claim(config, folder)
+    _refuse_others(folder)
+    with working_on(folder):
+        _claim(config, folder)
+        return _run(config, problem, folder, progress, sinks)
+
+
+def _run(
+    config: RunConfig,
+    problem: Problem,
+    folder: Path,
+    progress: Callable[[int], None],
+    sinks: Sequence[Sink],
+) -> Record:
+    """Run or take up what is in a folder that is this process's alone."""
     keys = jax.vmap(lambda r: jax.random.fold_in(jax.random.key(config.training.seed), r))(
         np.arange(config.training.seeds)
     )
@@ -85,11 +96,7 @@ def run(
     with (
         checkpoints(folder / "checkpoints") as saved,
         Ledger.open(
-            folder / "ledger.sqlite",
-            run=config.digest()[:16],
-            config=config.digest(),
-            principals=problem.study.agents,
-            currency=config.settlement.currency,
+            folder / "ledger.sqlite", principals=problem.study.agents, **terms(config)
         ) as ledger,
     ):
         done, states, records = _take_up(folder, saved, ledger, states)
@@ -107,10 +114,16 @@ def run(
             records["agents"] += measures.agent_records(problem, epoch, summary)
             records["game"] += measures.game_records(epoch, summary)
             if epoch % config.settlement.epochs_per_period == 0:
-                _settle(config, ledger, epoch // config.settlement.epochs_per_period, records)
-            for name in RECORDS:
+                period = epoch // config.settlement.epochs_per_period
+                settle_period(config, ledger, period, records)
+            for name in FIELDS:
                 write_records(folder / f"{name}.jsonl", records[name])
-            note = {"head": ledger.head(), "config": config.digest(), "environment": machine}
+            note = {
+                "head": ledger.head(),
+                "config": config.digest(),
+                "records": {name: digest(records[name]) for name in FIELDS},
+                "environment": machine,
+            }
             saved.save(epoch, states, note)
             _tell(sinks, records, epoch)
             progress(epoch)
@@ -121,9 +134,8 @@ def run(
             "test": _test(problem, states),
             "value_names": list(problem.values.names),
             "currency": config.settlement.currency,
-            "revenue": config.settlement.revenue * verification.settlements,
-            "reserve": ledger.reserve(),
-            "carried": ledger.accounts().get("carried", 0),
+            "decimals": config.settlement.decimals,
+            **measures.money(ledger),
             "settlements": verification.settlements,
             "ledger_head": verification.head,
         }
@@ -133,125 +145,35 @@ def run(
     return results
 
 
-def read_results(folder: str | Path) -> Record:
-    """Read the results of a finished run.
-
-    Raises:
-        RunError: the run has not finished.
-    """
-    path = Path(folder) / "results.json"
-    if not path.exists():
-        raise RunError(
-            f"{folder} has not finished; go on with: vcca-jax resume {Path(folder).name}"
-        )
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def verify_run(folder: str | Path, *, head: str | None = None) -> Verification:
-    """Replay a run's ledger, and look in it for the heads that are kept outside it.
-
-    Those are in the latest checkpoint and, if the run has finished, in its results: a ledger whose
-    tail was cut off or rewritten with all its hashes is found by them. ``head`` is one more.
-
-    Raises:
-        LedgerError: the ledger is absent, damaged, foreign, or lacks a head it should hold.
-    """
-    folder = Path(folder)
-    config = stored_config(folder)
-    heads = {head}
-    note = latest_note(folder)
-    if note is not None:
-        heads.add(note["head"])
-    if (folder / "results.json").exists():
-        heads.add(read_results(folder)["ledger_head"])
-    with Ledger.open(
-        folder / "ledger.sqlite", config=config.digest(), create=False, read_only=True
-    ) as ledger:
-        # Each is a replay of the whole ledger; None is worth one only where nothing else is known.
-        return [ledger.verify(head=known) for known in heads - {None} or {None}][-1]
-
-
-def latest_note(folder: str | Path) -> Record | None:
-    """Read what the latest checkpoint of a run notes beside the arrays, or None if there is none.
-
-    It holds the ledger's "head", the digest of the "config", and the "environment" that trained the
-    epoch (see ``environment``), which runs of earlier versions lack.
-    """
-    place = Path(folder) / "checkpoints"
-    if not place.is_dir():
-        return None
-    with checkpoints(place) as saved:
-        return None if saved.latest is None else saved.note(saved.latest)
-
-
-def replay_run(folder: str | Path, path: str | Path) -> list[str]:
-    """Settle all of a run's periods again, from its records alone, into a new ledger.
-
-    Args:
-        folder: the run's.
-        path: where the new ledger is made.
-
-    Returns:
-        The hashes of its entries, which are the first of the run's own ledger, bit for bit.
-
-    Raises:
-        LedgerError: the run's ledger is absent, damaged or foreign.
-    """
-    folder = Path(folder)
-    config = stored_config(folder)
-    records = {name: read_records(folder / f"{name}.jsonl") for name in ("agents", "game")}
-    epochs_done = max((record["epoch"] for record in records["game"]), default=0)
-    with Ledger.open(
-        folder / "ledger.sqlite", config=config.digest(), create=False, read_only=True
-    ) as ledger:
-        terms = ledger.terms
-    with Ledger.open(
-        path,
-        run=terms.run,
-        config=terms.config,
-        principals=terms.principals,
-        currency=terms.currency,
-    ) as again:
-        for period in range(1, epochs_done // config.settlement.epochs_per_period + 1):
-            _settle(config, again, period, records)
-        return [entry.hash for entry in again.entries()]
+def _refuse_others(folder: Path) -> None:
+    """See that a folder holds a run, or nothing yet."""
+    held = {path.name for path in folder.iterdir()} - {NAME}
+    if held and not (folder / "config.json").exists():
+        raise RunError(f"{folder} is not empty and holds no run; choose another name")
 
 
 def _claim(config: RunConfig, folder: Path) -> None:
     """Write the configuration into a new folder, or see that it is the one that is there."""
     path = folder / "config.json"
-    if path.exists():
-        if path.read_text(encoding="utf-8") != config.canonical():
-            raise RunError(
-                f"{folder} was begun with another configuration (see {path}); choose another name,"
-                " or remove the folder to start anew"
-            )
-    elif any(folder.iterdir()):
-        raise RunError(f"{folder} is not empty and holds no run; choose another name")
-    else:
+    if not path.exists():
         write_text(path, config.canonical())
+    elif path.read_bytes() != config.canonical().encode():
+        raise RunError(
+            f"{folder} was begun with another configuration (see {path}); choose another name,"
+            " or remove the folder to start anew"
+        )
 
 
 def _take_up(
     folder: Path, saved: Checkpoints, ledger: Ledger, states: epochs.States
 ) -> tuple[int, epochs.States, dict[str, list[Record]]]:
     """Epochs done, the states after them, and the records up to them."""
-    records: dict[str, list[Record]] = {name: [] for name in RECORDS}
     done = saved.latest
     if done is None:
-        return 0, states, records
+        return 0, states, {name: [] for name in FIELDS}
     states, note = saved.restore(done, states)
     ledger.verify(head=note["head"])
-    for name in RECORDS:
-        with contextlib.suppress(KeyError):
-            found = read_records(folder / f"{name}.jsonl")
-            records[name] = [record for record in found if record["epoch"] <= done]
-        if not records[name] or records[name][-1]["epoch"] != done:
-            raise RunError(
-                f"{folder / name}.jsonl does not reach the checkpoint of epoch {done}; restore the"
-                " file, or remove the folder to start anew"
-            )
-    return done, states, records
+    return done, states, records_as_noted(folder, {**note, "epoch": done})
 
 
 def _tell(sinks: Sequence[Sink], records: dict[str, list[Record]], epoch: int) -> None:
@@ -281,28 +203,6 @@ def _refuse_divergence(epoch: int, measured: Any) -> None:
             f"epoch {epoch} gave losses or credits that are not finite: training diverged; lower"
             " training.learning_rate and start under another name. What was settled is kept"
         )
-
-
-def _settle(
-    config: RunConfig, ledger: Ledger, period: int, records: dict[str, list[Record]]
-) -> None:
-    """Settle one period on the paid run's credit, that of seed 0."""
-    last = period * config.settlement.epochs_per_period
-    first = last - config.settlement.epochs_per_period + 1
-
-    def of_period(name: str) -> list[Record]:
-        return [r for r in records[name] if r["seed"] == 0 and first <= r["epoch"] <= last]
-
-    credits: dict[str, float] = {}
-    for record in of_period("agents"):
-        credits[record["agent"]] = credits.get(record["agent"], 0.0) + record["credit"]
-    ledger.settle(
-        period,
-        credits,
-        config.settlement.revenue,
-        gain=sum(record["gain"] for record in of_period("game")),
-        carry_over=sum(record["carry_over"] for record in of_period("game")),
-    )
 
 
 def _test(problem: Problem, states: epochs.States) -> list[Record]:

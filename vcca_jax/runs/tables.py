@@ -29,13 +29,18 @@ def _table(title: str, caption: str, columns: Sequence[str]) -> Table:
     return table
 
 
-def agent_table(results: Record) -> Table:
-    """What each agent brought, what was screened, its credit and its pay."""
+def agent_table(results: Record, decimals: int) -> Table:
+    """What each agent brought, what was screened, its credit and its pay.
+
+    Args:
+        results: of the run.
+        decimals: digits of a minor unit.
+    """
     table = _table(
         "What each agent taught, and earned",
-        "admitted: share of its steps whose update was admissible as it came; removed: mean share"
-        " of the update's norm; credit: fall of the validation loss, in nats, of the run that is"
-        " paid, and mean ± sd over seeds",
+        "admitted: share of its steps, over all seeds, whose update was admissible as it came;"
+        " removed: mean share of the update's norm, over all seeds; credit: fall of the validation"
+        " loss, in nats, of the run that is paid (seed 0), and mean ± sd over all seeds",
         (
             "agent",
             "samples",
@@ -54,11 +59,12 @@ def agent_table(results: Record) -> Table:
             f"{row['removed_share']:.1%}",
             f"{row['credit']:+.3f}",
             with_deviation({"mean": row["credit_mean"], "sd": row["credit_sd"]}),
-            money(row["payout"]),
+            money(row["payout"], decimals=decimals),
         )
     table.add_section()
-    for what in ("reserve", "carried", "revenue"):
-        table.add_row(what, *[""] * 5, money(results[what]))
+    for what in ("escrow", "dust", "reserve", "carried", "revenue"):
+        if results.get(what) or what not in ("escrow", "dust"):
+            table.add_row(what, *[""] * 5, money(results[what], decimals=decimals))
     return table
 
 
@@ -77,9 +83,19 @@ def trainer_table(results: Record) -> Table:
     return table
 
 
-def print_results(console: Console, results: Record, folder: Path) -> None:
-    """Print both tables and where the rest is."""
-    console.print(agent_table(results))
+def print_results(
+    console: Console, results: Record, folder: Path, *, decimals: int | None = None
+) -> None:
+    """Print both tables and where the rest is.
+
+    Args:
+        console: where to.
+        results: of the run.
+        folder: the run's.
+        decimals: digits of a minor unit; None takes the run's own.
+    """
+    decimals = results.get("decimals", 2) if decimals is None else decimals
+    console.print(agent_table(results, decimals))
     dropped = {row["agent"]: row["dropped_share"] for row in results["agents"]}
     if any(dropped.values()):
         told = ", ".join(f"{agent} {share:.1%}" for agent, share in dropped.items() if share)
