@@ -44,10 +44,9 @@ def test_every_stream_sums_exactly_and_all_of_them_to_the_whole(
             receipt = settled(ledger, t, asked)
             for b, (_, revenue, gain) in asked.items():
                 own = receipt.streams[b]
-                kept = own.reserve + (own.carried if gain == -1.0 else 0)
-                came = revenue + (0 if gain == -1.0 else waiting[b])
-                if rounding == "largest_remainder":
-                    assert sum(own.payouts.values()) + kept == came
+                kept = own.reserve + own.dust + own.carried
+                assert own.carried_in == waiting[b]
+                assert sum(own.payouts.values()) + kept == revenue + waiting[b]
                 waiting[b] = waiting[b] + revenue if gain == -1.0 else 0
                 assert ledger.accounts().get(f"carried:{b}", 0) == waiting[b]
                 assert all(paid >= 0 for paid in own.payouts.values())
@@ -171,7 +170,7 @@ def test_one_stream_is_reversed_or_clawed_back_without_the_others(tmp_path):
         ({"credits": {"north": {"ann": float("nan")}, "south": {}}}, r"credits\['ann'\] is nan"),
         ({"credits": {"north": {"eve": 1.0}, "south": {}}}, "'eve' is unknown"),
         ({"credits": {"": {}, 3: {}}, "revenues": {"": 1, 3: 1}}, "stream is ''"),
-        ({"carry_overs": {"south": float("inf")}}, "'carry_over'"),
+        ({"carry_overs": {"south": float("inf")}}, "^carry_over is inf"),
     ],
 )
 def test_bad_streams_are_refused_and_none_is_recorded(tmp_path, asked, message):

@@ -212,6 +212,16 @@ def test_quantise_refuses_what_is_no_number_by_name(bad):
         quantise({"adam": 0.0, "eve": bad})
 
 
+@pytest.mark.parametrize("truth", [True, False, np.True_, jnp.array(False)])
+def test_truth_is_no_number(truth):
+    with pytest.raises(ValueError, match=r"credits\['a'\] is (True|False), which is true or false"):
+        quantise({"a": truth})
+    with pytest.raises(ValueError, match=r"shares\[1\] is (True|False)"):
+        allocate(10, [1, truth])
+    with pytest.raises(ValueError, match=r"amount is .*(True|False)"):
+        allocate(truth, [1, 2])
+
+
 def test_quantise_refuses_negative_digits():
     with pytest.raises(ValueError, match="scale_bits is -1"):
         quantise([10**20 + 1], scale_bits=-1)

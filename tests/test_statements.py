@@ -7,6 +7,7 @@ import pytest
 
 from vcca_jax.ledger import Ledger, settle_streams
 from vcca_jax.plotting.statement import png, statement_figure
+from vcca_jax.share_rules import accumulated, bounded, per_period, power, softmax
 from vcca_jax.statements import Screening, as_page, as_text, document, money, screenings
 
 CHECKS = [("all is sound", "vcca-jax ledger verify demo")]
@@ -80,8 +81,67 @@ def test_credit_that_waits_and_payouts_too_small_are_told(tmp_path):
         ledger.reverse(receipt.seq, "a mistake")
         again = as_text(told(ledger))
         assert "in escrow until" not in again
-        assert "1 settlement taken back by a later entry" in again
+        assert "1 settlement was taken back by a later entry" in again
         assert "+5, is credit that counts" in again
+
+
+def test_debt_is_told_under_the_rule_that_knows_it_only(tmp_path):
+    for name, rule, why in (
+        ("per_period", per_period(), "its credit of the period was not above zero"),
+        ("accumulated", accumulated(), "its credit did not add up to more than zero"),
+        ("softmax", bounded(softmax(), cap=0.5), ""),
+        ("marks", bounded(power(2), cap=0.5), "its credit did not rise above what it had been"),
+    ):
+        with Ledger.open(tmp_path / name, rule=rule) as ledger:
+            for period, credit in enumerate((5.0, -5.5, 0.25)):
+                ledger.settle(period, {"ann": credit, "bob": 1.0}, 100)
+            statement = ledger.statement("ann")
+            words = as_text(told(ledger))
+            title = statement_figure(statement, {}).get_suptitle()
+        for told_of in ("is a debt", "it has been paid on", "“Paid on”", "  paid on"):
+            assert (told_of in words) == (name == "marks")
+        assert ("debt" in title) == bool(statement.debts()) == (name == "marks")
+        assert "adds up to -0.25" in words
+        assert ("“Share” is its part" in words) == (name != "marks")
+        assert why in words
+        assert ("Nothing was paid" in words) == bool(why)
+
+
+def test_the_rounding_is_told_as_it_is(tmp_path):
+    with Ledger.open(tmp_path / "ledger", rounding="running_floor") as ledger:
+        for period in range(1, 3):
+            ledger.settle(period, {"ann": 1.0, "bob": 2.0}, 1)
+            words = as_text(told(ledger))
+            assert "largest" not in words
+            assert "the fractions are kept for it" in words
+        assert "for periods 1-2: its share, with what was left of earlier ones" in words
+        ledger.settle(3, {"ann": 1.0, "bob": 2.0}, 1)
+        assert "for 1 of 3 periods" in as_text(told(ledger))
+
+
+def test_what_was_taken_back_or_clawed_back_is_not_told_as_paid(tmp_path):
+    with Ledger.open(tmp_path / "ledger", release_lag=5) as ledger:
+        for _ in range(2):
+            ledger.reverse(ledger.settle(1, {"ann": 1.0}, 100).seq, "a mistake")
+        ledger.settle(1, {"ann": 1.0}, 100)
+        words = as_text(told(ledger))
+        assert "for 1 of 1 period in which" in words
+        assert "2 settlements were taken back by a later entry" in words
+        assert "Nothing was paid" not in words
+        ledger.claw_back(1, "ann", "a copy")
+        for period in (*range(2, 6), 8, "last"):
+            ledger.settle(period, {"ann": 0.0}, 10)
+        ledger.settle(6, {"ann": 0.0}, 10, stream="north")
+        words = as_text(told(ledger))
+        assert "was paid 0.00 EUR in all, for 0 of 8 periods" in words
+        assert "Nothing was paid for period 1: the payout was clawed back from escrow" in words
+        assert "Nothing was paid for periods 2-5, 8, last, period 6 of north: its credit" in words
+
+
+def test_credit_is_read_in_its_own_unit_and_the_head_is_that_of_the_last_entry(ledger):
+    statement = ledger.statement("bob")
+    assert [statement.units(line.credit) for line in statement.lines] == [2.0, -1.0, 3.0]
+    assert statement.head == ledger.head()
 
 
 def test_streams_are_told_apart(tmp_path):

@@ -27,12 +27,8 @@ from vcca_jax.baselines import (
 from vcca_jax.boundary import check_boundary
 from vcca_jax.checks import checked
 from vcca_jax.cones.conic import solve_conic_program
-from vcca_jax.cones.projection import (
-    cone_projection,
-    project_onto_cone,
-    solve_cone_dual,
-    solve_cone_duals,
-)
+from vcca_jax.cones.duals import solve_cone_dual, solve_cone_duals
+from vcca_jax.cones.projection import cone_projection, project_onto_cone
 from vcca_jax.cones.stacks import project_stack_onto_cones
 from vcca_jax.constraints import (
     Constraint,
@@ -73,6 +69,7 @@ from vcca_jax.contribution import (
 )
 from vcca_jax.cooperate import CooperateInfo, CooperateState, cooperate
 from vcca_jax.cooperative import Cooperative, Shards, cooperative, join, leave
+from vcca_jax.earnings import earned
 from vcca_jax.epochs import epoch_runner, scan_steps
 from vcca_jax.gradients import AgentGradients, agent_gradients, agent_norms, from_stack
 from vcca_jax.held_out import HeldOutLoss
@@ -181,6 +178,7 @@ __all__ = [
     "corruption",
     "credit_matrix",
     "drawn_loss",
+    "earned",
     "efficiency_gap",
     "epoch_runner",
     "exact_shapley",

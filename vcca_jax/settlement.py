@@ -29,8 +29,10 @@ def exact(value: Number, name: str) -> Fraction | int:
         name: What to call the value in an error.
 
     Raises:
-        ValueError: If the value is NaN, infinite or no number.
+        ValueError: If the value is NaN, infinite or no number; True and False are none.
     """
+    if is_truth(value):
+        raise ValueError(f"{name} is {value}, which is true or false; give a number")
     if isinstance(value, int | Fraction):
         return value
     if isinstance(value, str | bytes):
@@ -48,6 +50,19 @@ def exact(value: Number, name: str) -> Fraction | int:
     if not math.isfinite(number):
         raise ValueError(f"{name} is {number}; give a finite number")
     return Fraction(number)
+
+
+def is_truth(value: object) -> bool:
+    """Tell whether a value is True or False, of Python or of an array library.
+
+    They count as 1 and 0 nearly everywhere, and as "True" where an integer is written as text.
+    """
+    return isinstance(value, bool) or getattr(value, "dtype", None) == np.bool_
+
+
+def quantised(value: Number, name: str, scale_bits: int) -> int:
+    """Quantise one number as `quantise` does; `name` says what it is in an error."""
+    return round(exact(value, name) * 2**scale_bits)
 
 
 @overload
@@ -91,7 +106,7 @@ def _quantised(names: Iterable[object], values: Sequence[Number], scale_bits: in
         if np.abs(scaled).max() < 2.0**63:
             return np.rint(scaled).astype(np.int64).tolist()
     return [
-        round(exact(value, f"credits[{name!r}]") * 2**scale_bits)
+        quantised(value, f"credits[{name!r}]", scale_bits)
         for name, value in zip(names, values, strict=True)
     ]
 
@@ -187,15 +202,24 @@ def largest_remainder(
 
 
 def _amount(amount: int) -> int:
-    try:
-        value = operator.index(amount)
-    except TypeError:
-        raise ValueError(f"amount is {amount!r}; give an integer number of minor units") from None
+    value = whole_number(amount)
+    if value is None:
+        raise ValueError(f"amount is {amount!r}; give an integer number of minor units")
     if abs(value) > LARGEST_AMOUNT:
         raise ValueError(
             f"amount is {value}; it must lie within +-(2^63 - 1): settle it in several parts"
         )
     return value
+
+
+def whole_number(value: object) -> int | None:
+    """Return a value as an integer if it is one, of any library, and None otherwise."""
+    if is_truth(value):
+        return None
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return None
 
 
 def integer_array(numbers: Sequence[int]) -> np.ndarray:

@@ -22,6 +22,10 @@ RESERVE: Final = "@reserve"
 _DIGITS = Context(prec=40)
 _UNIT: Final = 10**30
 
+LONGEST: Final = 4000
+"""Digits that a share may have, in its numerator and its denominator; Python refuses to write, and
+to read, integers of more than 4300."""
+
 
 @dataclass(frozen=True)
 class Standings:
@@ -55,7 +59,7 @@ class ShareRule(NamedTuple):
             quantised credits; shares are non-negative numbers, and a party not named has none. The
             share of the party `RESERVE` goes to the reserve. All zero: so does everything.
 
-    A rule outside this package is one line:
+    A rule outside this package is one line, under a name that none in it has:
     `ShareRule({"rule": "equal"}, lambda credits, standings: {p: 1 for p in credits})`.
     """
 
@@ -138,7 +142,8 @@ def softmax(temperature: Number = 1, *, scale_bits: int = 40) -> ShareRule:
 
     Args:
         temperature: T > 0, in units of the utility.
-        scale_bits: The ledger's, which says what one quantised unit is worth.
+        scale_bits: The ledger's, which says what one quantised unit is worth; a ledger of another
+            scale refuses the rule.
 
     Raises:
         ValueError: If the temperature is not a positive number.
@@ -173,9 +178,11 @@ def power(exponent: Number, of: ShareRule | None = None) -> ShareRule:
         of: The other rule; `high_water_mark()` if not given.
 
     Raises:
-        ValueError: If the exponent is negative or no finite number.
+        ValueError: If the exponent is negative or no finite number. On settling, if it is so large
+            that a share has too many digits to be written down (see `LONGEST`).
     """
     of = high_water_mark() if of is None else of
+    check_rule(of)
     inner = of.shares
     a = Fraction(exact(exponent, "exponent"))
     if a < 0:
@@ -223,6 +230,7 @@ def bounded(of: ShareRule, *, floor: Number = 0, cap: Number = 1) -> ShareRule:
         >>> rule.shares(credits, Standings(credits, {}))
         {'ana': Fraction(1, 2), 'ben': Fraction(1, 2)}
     """
+    check_rule(of)
     inner = of.shares
     low, high = Fraction(exact(floor, "floor")), Fraction(exact(cap, "cap"))
     if not 0 <= low <= high <= 1:
@@ -286,6 +294,37 @@ def _scaled_exp(value: Decimal) -> int:
     return int(_DIGITS.multiply(_DIGITS.exp(value), Decimal(_UNIT)))
 
 
+_NAMES: Final = frozenset(
+    {"high_water_mark", "per_period", "accumulated", "softmax", "power", "bounded"}
+)
+
+
+def check_rule(rule: object) -> None:
+    """Refuse what is no share rule, or one that goes by the name of another.
+
+    Whoever replays a ledger builds the package's rules from their names, so a rule of one's own
+    under such a name would be replayed as what it is not.
+
+    Raises:
+        ValueError: Naming the rule and the remedy.
+    """
+    if not isinstance(rule, ShareRule):
+        raise ValueError(
+            f"rule is {rule!r}; give a ShareRule, such as share_rules.per_period() or one of your"
+            " own"
+        )
+    name = rule.spec.get("rule") if isinstance(rule.spec, Mapping) else None
+    if not isinstance(name, str) or not name:
+        raise ValueError(
+            f"the rule's spec is {rule.spec!r}; give a mapping with its name at 'rule'"
+        )
+    if name in _NAMES and getattr(rule.shares, "__module__", None) != __name__:
+        raise ValueError(
+            f"the rule's name is {name!r}, which is a rule of this package, and its shares are not;"
+            " give yours another name"
+        )
+
+
 def rule_from_spec(spec: Mapping[str, Any]) -> ShareRule:
     """Build one of this module's rules again from its spec.
 
@@ -306,4 +345,7 @@ def rule_from_spec(spec: Mapping[str, Any]) -> ShareRule:
     if name == "bounded":
         of = rule_from_spec(spec["of"])
         return bounded(of, floor=Fraction(spec["floor"]), cap=Fraction(spec["cap"]))
-    raise ValueError(f"rule is {name!r}, which this package does not define; pass rule=... itself")
+    raise ValueError(
+        f"rule is {name!r}, which this package does not define; pass rule=... to Ledger.open"
+        " in Python: the command line knows the package's own rules only"
+    )

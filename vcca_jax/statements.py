@@ -6,7 +6,7 @@ made once and rendered as plain text or as a page that needs nothing beside it.
 
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Final, NamedTuple
 
@@ -95,16 +95,17 @@ def document(
     """Say in words all that a statement holds.
 
     Args:
-        statement: The ledger's.
+        statement: The ledger's; its rule and its rounding decide what is said of credit.
         screened: period -> what became of the agent's updates; empty if there are no records.
-        rule: Name of the ledger's share rule.
+        rule: Name by which the share rule is called.
         checks: What can be checked, and the command that does.
         decimals: Digits of a minor unit.
 
     Returns:
         The sections in order.
     """
-    settled = [line for line in statement.lines if line.kind == "settle"]
+    undone = {line.of for line in statement.lines if line.kind == "reverse"}
+    settled = [line for line in statement.lines if line.kind == "settle" and line.seq not in undone]
     return [
         _summary(statement, settled, decimals),
         _periods(statement, screened, decimals),
@@ -115,60 +116,105 @@ def document(
 
 def _summary(statement: Statement, settled: Sequence[StatementLine], decimals: int) -> Section:
     name, currency = statement.principal, statement.currency
-    taken_back = {(r.stream, r.period) for r in statement.lines if r.kind == "reverse"}
-    paid_in = sum(1 for line in settled if line.paid or line.held)
+    clawed = {line.of for line in statement.lines if line.kind == "claw_back"}
+    paid = [line for line in settled if (line.paid or line.held) and line.seq not in clawed]
     words = [
-        f"{name} was paid {money(statement.paid, currency, decimals)} in all, for {paid_in} of "
-        f"{_count(len(settled), 'period')} in which it was credited."
+        f"{name} was paid {money(statement.paid, currency, decimals)} in all, for {len(paid)} of "
+        f"{_count(len(settled), 'period')} in which it was credited or paid."
     ]
     if statement.held:
         words.append(
             f"{money(statement.held, currency, decimals)} more wait in escrow until their lag is "
             "over; only from there can a payout be clawed back."
         )
-    if taken_back:
+    if taken_back := sum(line.kind == "reverse" for line in statement.lines):
         words.append(
-            f"{_count(len(taken_back), 'settlement')} taken back by a later entry and, where that "
-            "was a correction, settled anew; the table shows both."
+            f"{_count(taken_back, 'settlement')} {'was' if taken_back == 1 else 'were'} taken back "
+            "by a later entry and, where that was a correction, settled anew; the table shows both."
         )
+    words += _standings(statement)
+    unpaid: dict[str, list[StatementLine]] = {}
+    for line in settled:
+        if line.seq in clawed:
+            unpaid.setdefault("the payout was clawed back from escrow", []).append(line)
+        elif not line.paid and not line.held:
+            unpaid.setdefault(_reason(line, statement), []).append(line)
+    words += [f"Nothing was paid for {_named(lines)}: {why}." for why, lines in unpaid.items()]
+    return Section(f"Statement of {name}", tuple(words))
+
+
+def _standings(statement: Statement) -> Iterator[str]:
     for stream, (score, mark) in statement.standings().items():
         of = f" in the stream of {stream}" if stream else ""
-        words.append(
-            f"Its credit{of} adds up to {_credit(score, statement)}; it has been paid on "
-            f"{_credit(mark, statement)}."
-        )
+        words = f"Its credit{of} adds up to {_credit(score, statement)}"
+        if not _marked(statement):
+            yield f"{words}."
+            continue
+        yield f"{words}; it has been paid on {_credit(mark, statement)}."
         if score < mark:
-            words.append(
+            yield (
                 f"The difference, {_credit(mark - score, statement)}, is a debt that is carried "
                 "forward: new credit makes up for it first, and nothing is taken back."
             )
         elif score > mark:
-            words.append(
+            yield (
                 f"The difference, {_credit(score - mark, statement)}, is credit that counts at the "
                 "next division of revenue."
             )
-    unpaid: dict[str, list[str]] = {}
-    for line in settled:
-        if not line.paid and not line.held:
-            unpaid.setdefault(_reason(line), []).append(_period(line))
-    words += [f"Nothing was paid for {', '.join(p)}: {reason}." for reason, p in unpaid.items()]
-    return Section(f"Statement of {name}", tuple(words))
 
 
-def _reason(line: StatementLine) -> str:
+def _marked(statement: Statement) -> bool:
+    """Whether shares follow from how far credit rises above what was paid on."""
+    return statement.base_rule == "high_water_mark"
+
+
+def _reason(line: StatementLine, statement: Statement) -> str:
     if line.outcome == "carried":
         return "the period's steps gained nothing together, so its revenue waits for the next"
     if line.outcome == "unfunded":
         return "there was no revenue to divide"
+    if line.share and statement.rounding == "running_floor":
+        return "its share, with what was left of earlier ones, has not come to a whole unit yet"
     if line.share:
         return "its share came to less than a unit and others had the larger remainder"
-    return "its credit did not rise above what it had been paid on already"
+    if _marked(statement):
+        return "its credit did not rise above what it had been paid on already"
+    if statement.base_rule == "per_period":
+        return "its credit of the period was not above zero"
+    if statement.base_rule == "accumulated":
+        return "its credit did not add up to more than zero"
+    return "the rule gave it no share"
+
+
+def _named(lines: Sequence[StatementLine]) -> str:
+    """Name the periods of some settlements, those that follow each other by the first and last."""
+    streams: dict[str, list[str]] = {}
+    for line in lines:
+        streams.setdefault(line.stream, []).append(line.period)
+    told = []
+    for stream, periods in streams.items():
+        noun = "period" if len(periods) == 1 else "periods"
+        told.append(f"{noun} {_listed(_runs(periods))}" + (f" of {stream}" if stream else ""))
+    return ", ".join(told)
+
+
+def _runs(periods: Sequence[str]) -> list[str]:
+    """Join numbers that follow each other: 1, 2, 3, 7 are 1-3 and 7."""
+    found: list[list[str]] = []
+    for period in periods:
+        last = found[-1][-1] if found else ""
+        if last.isdecimal() and period == str(int(last) + 1):
+            found[-1].append(period)
+        else:
+            found.append([period])
+    return [run[0] if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in found]
 
 
 def _periods(statement: Statement, screened: Mapping[str, Screening], decimals: int) -> Section:
     streams = any(line.stream for line in statement.lines)
     head = ("entry", "what", *(("stream",) if streams else ()), "period")
-    head += (("epochs", "steps") if screened else ()) + ("credit", "paid on", "paid", "balance")
+    counted = "paid on" if _marked(statement) else "share"
+    head += (("epochs", "steps") if screened else ()) + ("credit", counted, "paid", "balance")
     rows = [head]
     for line in statement.lines:
         own = screened.get(line.period) if line.kind == "settle" else None
@@ -181,17 +227,26 @@ def _periods(statement: Statement, screened: Mapping[str, Screening], decimals: 
                 line.period,
                 *(steps if screened else ()),
                 _credit(line.credit, statement),
-                _credit(line.counted, statement),
+                _credit(line.counted, statement) if _marked(statement) else _share(line),
                 money(line.paid + line.held, decimals=decimals),
                 money(line.balance, decimals=decimals),
             )
         )
+    explained = (
+        "“Paid on” is the credit that rose above the highest score paid on before"
+        if _marked(statement)
+        else "“Share” is its part of what was divided"
+    )
     words = (
-        f"Credit is in units of the run's utility, money in {statement.currency}. “Paid on” is the "
-        "credit that rose above the highest score paid on before; “paid” includes what went into "
-        "escrow (and, with a minus, what left it), “balance” does not.",
+        f"Credit is in units of the run's utility, money in {statement.currency}. {explained}; "
+        "“paid” includes what went into escrow (and, with a minus, what left it), “balance” does "
+        "not.",
     )
     return Section("Period by period", words, tuple(rows))
+
+
+def _share(line: StatementLine) -> str:
+    return f"{float(line.share):.4%}" if line.divided else ""
 
 
 def _screened(name: str, screened: Mapping[str, Screening]) -> Section:
@@ -230,12 +285,18 @@ def _checking(
     checks: Sequence[tuple[str, str]],
     decimals: int,
 ) -> Section:
+    rounded = (
+        "everyone gets the whole units that its shares of all periods add up to and that were not "
+        "paid before, and the fractions are kept for it"
+        if statement.rounding == "running_floor"
+        else "everyone gets the whole units of its share, and the units left go to the largest "
+        "remainders, one each"
+    )
     words = [
         f"Revenue is divided by the rule “{rule}” on the credits written in each entry, in "
-        "integers: everyone gets the whole units of its share, and the units left go to the "
-        "largest remainders, one each."
+        f"integers: {rounded}."
     ]
-    if rule == "high_water_mark":
+    if statement.rule["rule"] == "high_water_mark":
         words.append("A principal's share is what it was “paid on”, over the same of everyone.")
     example = next((line for line in reversed(settled) if line.share), None)
     if example is not None:
@@ -257,12 +318,8 @@ _WHAT: Final = {
 }
 
 
-def _period(line: StatementLine) -> str:
-    return f"period {line.period}" + (f" of {line.stream}" if line.stream else "")
-
-
 def _credit(quantised: int, statement: Statement) -> str:
-    return f"{quantised / 2**statement.scale_bits:+.6g}"
+    return f"{statement.units(quantised):+.6g}"
 
 
 def _count(number: int, noun: str) -> str:

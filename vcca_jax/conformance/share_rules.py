@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from vcca_jax.ledger import Ledger
 from vcca_jax.settlement import exact
-from vcca_jax.share_rules import RESERVE, ShareRule, Standings
+from vcca_jax.share_rules import RESERVE, ShareRule, Standings, check_rule
 
 UNIT = 2**40
 """Quantised credit that stands for 1, at the ledger's usual scale."""
@@ -46,7 +46,8 @@ def check_share_rule(rule: ShareRule) -> RuleTraits:
         shares   finite, none negative, of parties in the credits or the standings, or the reserve
         purity   the same shares for the same arguments, whatever the order of the parties, and
                  the arguments left as they were
-        spec     text that names the rule, fit to be written into a ledger
+        spec     text that names the rule, fit to be written into a ledger; the package's names
+                 are its own rules'
         ledger   four periods settled, profits and losses, every cent of them booked; the ledger
                  opens again under the rule and verifies
 
@@ -134,6 +135,7 @@ def _check_spec(rule: ShareRule) -> None:
             f"spec is {spec!r}; give a dict with the rule's name under 'rule', all of it text,"
             " since it is written into the ledger"
         )
+    check_rule(rule)
 
 
 def _check_ledger(rule: ShareRule) -> None:

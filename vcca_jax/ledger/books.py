@@ -23,13 +23,15 @@ from vcca_jax.ledger.drafts import (
     REVENUE,
     Draft,
     Request,
-    Tally,
+    checked_reason,
     integers,
     number_or_none,
     of_stream,
 )
 from vcca_jax.ledger.errors import LedgerError
-from vcca_jax.ledger.terms import Terms, check_name
+from vcca_jax.ledger.escrow import Escrow
+from vcca_jax.ledger.tally import Tally
+from vcca_jax.ledger.terms import FORMAT, Terms, check_name
 from vcca_jax.settlement import (
     LARGEST_AMOUNT,
     exact,
@@ -37,7 +39,7 @@ from vcca_jax.settlement import (
     largest_remainder,
     running_floor,
 )
-from vcca_jax.share_rules import RESERVE, ShareRule, Standings
+from vcca_jax.share_rules import LONGEST, RESERVE, ShareRule, Standings
 
 
 class Books:
@@ -53,7 +55,8 @@ class Books:
         tallies: stream -> what the parties have accumulated in it.
         settled: (stream, period) -> number of its settlement that stands.
         reversed: numbers of the settlements taken back.
-        held: number of a settlement -> (the settlement that releases it, its payouts in escrow).
+        escrow: payouts that wait for their release.
+        waiting: number of a settlement -> minor units that its stream carried on from it.
         settlements: Number of settlements ever posted.
     """
 
@@ -67,7 +70,8 @@ class Books:
         self.tallies: dict[str | None, Tally] = {}
         self.settled: dict[tuple[str | None, str], int] = {}
         self.reversed: set[int] = set()
-        self.held: dict[int, tuple[int, dict[str, int]]] = {}
+        self.escrow = Escrow(terms.release_lag, apart=terms.format != FORMAT)
+        self.waiting: dict[int, int] = {}
         self.settlements = 0
 
     def redraft(self, content: Mapping[str, Any], lookup: Callable[[int], dict[str, Any]]) -> Draft:
@@ -97,7 +101,7 @@ class Books:
         if kind == "join":
             return self.draft_joining(content["principal"])
         if kind == "release":
-            draft = self.draft_release()
+            draft = self.draft_release(content.get("reason"))
             if draft is None:
                 raise LedgerError("nothing is due for release")
             return draft
@@ -224,7 +228,12 @@ class Books:
             for party, share in given.items()
             if share
         }
-        for party in shares:
+        for party, share in shares.items():
+            if max(share.numerator.bit_length(), share.denominator.bit_length()) > _LONGEST_BITS:
+                raise LedgerError(
+                    f"the share of {party!r} has more than {LONGEST} digits, too many to be written"
+                    " down; give a rule of smaller numbers, such as power() of a lower exponent"
+                )
             known = party in tally.places or party in self.principals
             if not known and party != RESERVE:
                 raise LedgerError(
@@ -250,15 +259,22 @@ class Books:
         )
         return dict(zip(parties, parts, strict=True)), entitlements
 
-    def draft_release(self) -> Draft | None:
-        """Draft the release of the payouts whose lag has passed, or None if there are none."""
-        for seq, (due, payouts) in self.held.items():
-            if due <= self.settlements:
-                postings = {f"escrow:{name}": -paid for name, paid in payouts.items()}
-                postings.update({f"principal:{name}": paid for name, paid in payouts.items()})
-                content = {"kind": "release", "of": seq, "postings": postings, "seq": self.count}
-                return Draft(content, postings)
-        return None
+    def draft_release(self, reason: str | None = None) -> Draft | None:
+        """Draft the release of one settlement's payouts, or None if there are none to release.
+
+        Args:
+            reason: Why they need not wait any longer; None: because their lag has passed.
+        """
+        seq = self.escrow.due() if reason is None else self.escrow.first()
+        if seq is None:
+            return None
+        payouts = self.escrow.payouts(seq)
+        postings = {f"escrow:{name}": -paid for name, paid in payouts.items()}
+        postings.update({f"principal:{name}": paid for name, paid in payouts.items()})
+        content = {"kind": "release", "of": seq, "postings": postings, "seq": self.count}
+        if reason is not None:
+            content["reason"] = checked_reason(reason)
+        return Draft(content, postings)
 
     def draft_claw_back(self, key: tuple[str | None, str], principal: str, reason: str) -> Draft:
         """Draft the return of one held payout to the reserve; the key is (stream, period).
@@ -268,7 +284,7 @@ class Books:
         """
         stream, period = key
         seq = self.settled.get(key, -1)
-        paid = self.held.get(seq, (0, {}))[1].get(principal, 0)
+        paid = self.escrow.payouts(seq).get(principal, 0)
         if not paid:
             raise LedgerError(
                 f"principal {principal!r} has nothing in escrow from period {period!r}; "
@@ -281,7 +297,7 @@ class Books:
             "period": period,
             "postings": postings,
             "principal": principal,
-            "reason": _reason(reason),
+            "reason": checked_reason(reason),
             "seq": self.count,
             **({} if stream is None else {"stream": stream}),
         }
@@ -309,7 +325,7 @@ class Books:
             )
         postings = {a: -delta for a, delta in integers(settlement["postings"]).items()}
         paid = {a.removeprefix("escrow:"): -d for a, d in postings.items() if a[:7] == "escrow:"}
-        if paid and self.held.get(of, (0, {}))[1] != paid:
+        if paid and self.escrow.payouts(of) != paid:
             raise LedgerError(
                 f"entry {of} has payouts that were released or clawed back; "
                 "correct it in a later period"
@@ -319,35 +335,12 @@ class Books:
             "kind": "reverse",
             "of": of,
             "postings": postings,
-            "reason": _reason(reason),
+            "reason": checked_reason(reason),
             "seq": self.count,
         }
-        tally = self._without(settlement, self.tallies[stream])
+        running = self.terms.rounding == "running_floor"
+        tally = self.tallies[stream].without(settlement, running=running)
         return Draft(content, postings, stream=stream, tally=tally)
-
-    def _without(self, settlement: Mapping[str, Any], tally: Tally) -> Tally:
-        """Return a stream's tally as if one of its settlements had not been."""
-        rises = integers(settlement["above_mark"])
-        credits = integers(settlement["credits"])
-        if settlement["carry_over"] is not None:
-            credits[RESERVE] = int(settlement["carry_over"])
-        tally = tally.credited({party: -credit for party, credit in credits.items()})
-        falls = Tally(tally.places, tally.marks, tally.marks, {}).credited(
-            {party: -rise for party, rise in rises.items()}
-        )
-        entitlements = tally.entitlements.copy()
-        if self.terms.rounding == "running_floor" and settlement["outcome"] == "paid":
-            shares = settlement["shares"]
-            shares = rises if shares is None else {p: Fraction(text) for p, text in shares.items()}
-            total = sum(shares.values())
-            amount = -sum(
-                int(delta)
-                for account, delta in settlement["postings"].items()
-                if account.partition(":")[0] in (REVENUE, CARRIED)
-            )
-            for party, share in shares.items():
-                entitlements[party] -= Fraction(amount * share) / total
-        return tally._replace(marks=falls.scores, entitlements=entitlements)
 
     def _check_postings(self, postings: Mapping[str, int]) -> None:
         if sum(postings.values()):
@@ -373,28 +366,20 @@ class Books:
         if kind == "settle":
             self.settled[draft.stream, content["period"]] = self.count
             self.settlements += 1
-            lag = self.terms.release_lag
-            if lag and (held := {name: paid for name, paid in draft.payouts.items() if paid}):
-                self.held[self.count] = (self.settlements + lag, held)
+            if content["outcome"] == "carried":
+                self.waiting[self.count] = balances.get(of_stream(CARRIED, draft.stream), 0)
+            self.escrow.hold(self.count, draft.stream, draft.payouts)
         elif kind == "release":
-            del self.held[content["of"]]
+            self.escrow.take(content["of"])
         elif kind == "claw_back":
-            payouts = self.held[content["of"]][1]
-            del payouts[content["principal"]]
-            if not payouts:
-                del self.held[content["of"]]
+            self.escrow.take(content["of"], content["principal"])
         elif kind == "reverse":
             of = content["of"]
             self.reversed.add(of)
-            self.held.pop(of, None)
+            self.escrow.take(of)
             self.settled = {key: seq for key, seq in self.settled.items() if seq != of}
         self.count += 1
 
 
+_LONGEST_BITS = (10**LONGEST).bit_length()
 _BLANK = Tally({}, np.zeros(0, np.int64), np.zeros(0, np.int64), {})
-
-
-def _reason(reason: str) -> str:
-    if not isinstance(reason, str) or not reason.strip():
-        raise LedgerError(f"reason is {reason!r}; say in words why")
-    return reason

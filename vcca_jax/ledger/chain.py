@@ -8,10 +8,13 @@ zero bytes before the first entry.
 import functools
 import hashlib
 import json
+import sys
 from collections.abc import Mapping
 from fractions import Fraction
 from json.encoder import encode_basestring_ascii as quoted
 from typing import Any, Final, NamedTuple, NoReturn
+
+from vcca_jax.ledger.errors import LedgerError
 
 FIRST: Final = bytes(32)
 
@@ -40,9 +43,18 @@ def canonical(content: Mapping[str, Any]) -> bytes:
             fractions are written as text.
 
     Raises:
-        ValueError: If the content holds a NaN or an infinite number.
+        ValueError: If the content holds a NaN or an infinite number, or an integer with more digits
+            than Python writes.
     """
-    return _encoded(content).encode("ascii")
+    try:
+        return _encoded(content).encode("ascii")
+    except ValueError as error:
+        if "integer string conversion" not in str(error):
+            raise
+        raise ValueError(
+            f"a number of the entry has more than {sys.get_int_max_str_digits()} digits; make it"
+            " smaller: scale the credits down, or lower the rule's exponent"
+        ) from None
 
 
 def _encoded(value: Any) -> str:
@@ -109,3 +121,18 @@ def link(previous: bytes, payload: bytes) -> bytes:
 def stored(content: dict[str, Any], digest: bytes) -> Entry:
     """Return an entry as readers see it."""
     return Entry(int(content["seq"]), content["kind"], content, digest.hex())
+
+
+def digest(head: str) -> bytes:
+    """Read a head back from its text.
+
+    Raises:
+        LedgerError: If it is not all of a head's 64 hexadecimal digits.
+    """
+    try:
+        found = bytes.fromhex(head)
+    except (ValueError, TypeError):
+        found = b""
+    if len(found) != len(FIRST):
+        raise LedgerError(f"head is {head!r}; give all of its 64 hexadecimal digits")
+    return found

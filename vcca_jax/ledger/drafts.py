@@ -4,16 +4,19 @@ Entries hold numbers as text (`chain.canonical` writes them so); the small funct
 them back.
 """
 
-import operator
-from collections.abc import Iterable, Iterator, Mapping
-from fractions import Fraction
-from itertools import compress
+from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
-import numpy as np
-
-from vcca_jax.ledger.errors import LedgerError
-from vcca_jax.settlement import Number, integer_array, quantise, roomy
+from vcca_jax.ledger import chain
+from vcca_jax.ledger.errors import LedgerError, SettlementConflictError
+from vcca_jax.ledger.tally import Tally
+from vcca_jax.settlement import (
+    Number,
+    quantise,
+    quantised,
+    whole_number,
+)
+from vcca_jax.share_rules import RESERVE
 
 REVENUE: Final = "revenue"
 CARRIED: Final = "carried"
@@ -35,7 +38,8 @@ class Period(NamedTuple):
         credits: principal -> credit of the period, signed, in units of the utility.
         revenue: The period's revenue in minor units, at least 0.
         gain: v(1) - v(0) of the period. If it is not positive after quantisation, nothing is paid
-            and the revenue is carried to the next period; the credits still count.
+            and the revenue is carried to the next period; the credits still count. None does not
+            ask: the revenue of a period in which nobody has a share goes to the reserve.
         carry_over: Credit of the optimizer's memory, v(0): the reserve's score. The reserve takes
             part in the division with it as any principal does with its own. None leaves the
             reserve out.
@@ -54,7 +58,9 @@ class Period(NamedTuple):
 
 
 class Settlement(NamedTuple):
-    """The receipt of a settled period.
+    """The receipt of a settled period, the same whenever it is asked for.
+
+    revenue + carried_in = sum of payouts + reserve + dust + carried, exactly.
 
     Attributes:
         seq: Number of the entry.
@@ -62,9 +68,12 @@ class Settlement(NamedTuple):
         outcome: "paid"; "carried" (no gain: the revenue waits); "reserved" (nobody had a share: the
             reserve has it); or "unfunded" (there was no revenue to divide).
         revenue: The period's revenue, in minor units.
-        payouts: principal -> minor units, of all principals that were credited or paid.
+        payouts: principal -> minor units, of all principals that were credited or had a share.
         reserve: Minor units that went to the reserve.
-        carried: Minor units that wait for the next period.
+        carried: Minor units that wait for the next period, those of earlier periods included.
+        carried_in: Of them, or of what was divided, minor units that came from earlier periods.
+        dust: Minor units held back as fractions of units; negative where earlier fractions made
+            up a unit that is paid now. Not 0 under "running_floor" only.
         hash: The entry's hash, in hexadecimal.
     """
 
@@ -75,6 +84,8 @@ class Settlement(NamedTuple):
     payouts: dict[str, int]
     reserve: int
     carried: int
+    carried_in: int
+    dust: int
     hash: str
 
 
@@ -113,99 +124,28 @@ def request(scale_bits: int, asked: Period) -> Request:
     period, credits, revenue, gain, carry_over, evidence, stream = asked
     if not isinstance(credits, Mapping):
         raise ValueError(
-            f"credits are a {type(credits).__name__}, and money goes to names; give a mapping, such"
-            " as members.named(state.credits)"
+            f"credits are of type {type(credits).__name__}, and money goes to names; give a"
+            " mapping, such as members.named(earned.credits)"
         )
-    if isinstance(period, bool) or not isinstance(period, int | str) or period == "":
+    number = whole_number(period)
+    if number is None and (not isinstance(period, str) or not period):
         raise LedgerError(f"period is {period!r}; give a number or a name")
     if evidence is not None and not isinstance(evidence, str):
         raise LedgerError(f"evidence is {evidence!r}; give a digest as text")
     if stream is not None and (not isinstance(stream, str) or not stream):
         raise LedgerError(f"stream is {stream!r}; give the name of whose revenue it is")
-    try:
-        whole = operator.index(revenue)
-    except TypeError:
-        raise LedgerError(
-            f"revenue is {revenue!r}; give an integer number of minor units"
-        ) from None
-    scores = {"gain": gain, "carry_over": carry_over}
-    given = quantise({k: v for k, v in scores.items() if v is not None}, scale_bits)
+    whole = whole_number(revenue)
+    if whole is None:
+        raise LedgerError(f"revenue is {revenue!r}; give an integer number of minor units")
     return Request(
-        str(period),
+        str(period if number is None else number),
         quantise(credits, scale_bits),
         whole,
-        given.get("gain"),
-        given.get("carry_over"),
+        None if gain is None else quantised(gain, "gain", scale_bits),
+        None if carry_over is None else quantised(carry_over, "carry_over", scale_bits),
         evidence,
         stream,
     )
-
-
-class Tally(NamedTuple):
-    """What the parties have accumulated in one stream of revenue.
-
-    Attributes:
-        places: party -> its place in the arrays, in their order; the reserve is a party.
-        scores: [P] sums of quantised credits; see `settlement.integer_array`.
-        marks: [P] the scores that were paid on.
-        entitlements: party -> exact entitlement; kept under "running_floor" only.
-    """
-
-    places: dict[str, int]
-    scores: np.ndarray
-    marks: np.ndarray
-    entitlements: dict[str, Fraction]
-
-    def with_parties(self, names: Iterable[str]) -> "Tally":
-        """Return the tally with places for all of `names`."""
-        new = [name for name in names if name not in self.places]
-        places = {name: place for place, name in enumerate([*self.places, *new])}
-        zeros = np.zeros(len(new), np.int64)
-        scores, marks = (np.concatenate([old, zeros]) for old in (self.scores, self.marks))
-        return self._replace(places=places, scores=scores, marks=marks)
-
-    def credited(self, credits: Mapping[str, int]) -> "Tally":
-        """Return the tally with credits added to the scores."""
-        where: slice | np.ndarray = slice(None)
-        if tuple(credits) != tuple(self.places):
-            if not credits.keys() <= self.places.keys():
-                return self.with_parties(credits).credited(credits)
-            where = np.fromiter(map(self.places.__getitem__, credits), np.intp, len(credits))
-        numbers = integer_array(list(credits.values()))
-        scores = self.scores.astype(np.result_type(self.scores, numbers))
-        scores[where] += numbers
-        return self._replace(scores=roomy(scores))
-
-    def above(self) -> dict[str, int]:
-        """Return party -> score less mark, of those whose score is above their mark."""
-        gaps = self.scores - self.marks
-        risen = gaps > 0
-        return dict(zip(compress(self.places, risen.tolist()), gaps[risen].tolist(), strict=True))
-
-    def paid_on(self, entitlements: dict[str, Fraction]) -> "Tally":
-        """Return the tally after a division: no mark below its score."""
-        marks = np.maximum(self.scores, self.marks)
-        return self._replace(marks=marks, entitlements=entitlements)
-
-    def column(self, numbers: np.ndarray) -> "Column":
-        """Return one of the arrays as a mapping."""
-        return Column(self.places, numbers)
-
-
-class Column(Mapping[str, int]):
-    """party -> integer, looked up in an array."""
-
-    def __init__(self, places: Mapping[str, int], numbers: np.ndarray) -> None:
-        self._places, self._numbers = places, numbers
-
-    def __getitem__(self, party: str) -> int:
-        return int(self._numbers[self._places[party]])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
-
-    def __len__(self) -> int:
-        return len(self._places)
 
 
 class Draft(NamedTuple):
@@ -228,38 +168,64 @@ class Draft(NamedTuple):
     payouts: Mapping[str, int] = {}
 
 
-def receipt_of(draft: Draft, digest: bytes) -> Settlement:
-    """Return the receipt of a settlement that has just been appended."""
-    return _receipt(draft.content, draft.postings, draft.payouts, digest)
+def receipt(content: Mapping[str, Any], carried: int, digest: bytes) -> Settlement:
+    """Return the receipt of a settlement, just drafted or read back.
 
-
-def receipt(content: Mapping[str, Any], digest: bytes) -> Settlement:
-    """Return the receipt of a stored settlement."""
+    Args:
+        content: The entry's, its numbers as numbers or as text.
+        carried: What its stream carried on from it; an entry tells only what it changed.
+        digest: The entry's hash.
+    """
     postings = integers(content["postings"])
-    payouts = {}
+    stream = content.get("stream")
+    shares = content["shares"]
+    named = [*content["credits"], *(content["above_mark"] if shares is None else shares)]
+    payouts = {name: 0 for name in named if name != RESERVE}
     for account, delta in postings.items():
         kind, _, name = account.partition(":")
         if kind in ("principal", "escrow"):
             payouts[name] = delta
-    return _receipt(content, postings, payouts, digest)
-
-
-def _receipt(
-    content: Mapping[str, Any],
-    postings: Mapping[str, int],
-    payouts: Mapping[str, int],
-    digest: bytes,
-) -> Settlement:
     return Settlement(
         seq=int(content["seq"]),
         period=content["period"],
         outcome=content["outcome"],
         revenue=int(content["revenue"]),
-        payouts={**dict.fromkeys(content["credits"], 0), **payouts},
+        payouts=payouts,
         reserve=postings.get(RESERVE_ACCOUNT, 0),
-        carried=max(0, postings.get(of_stream(CARRIED, content.get("stream")), 0)),
+        carried=carried,
+        carried_in=carried - postings.get(of_stream(CARRIED, stream), 0),
+        dust=postings.get(DUST, 0),
         hash=digest.hex(),
     )
+
+
+def check_same(asked: Request, stored: Mapping[str, Any]) -> None:
+    """Refuse a settlement that is asked otherwise than it was settled.
+
+    Raises:
+        SettlementConflictError: Naming the first part that differs.
+    """
+    for name, value in chain.parse(chain.canonical(asked.content())).items():
+        if value != stored[name]:
+            other = {"credits": "other credits", "evidence": "other evidence"}.get(
+                name, f"another {name}"
+            )
+            raise SettlementConflictError(
+                f"period {asked.period!r} is settled already, with {other} (entry "
+                f"{stored['seq']}); settle under a new period, or reverse({stored['seq']}, reason) "
+                "first"
+            )
+
+
+def checked_reason(reason: str) -> str:
+    """Return what is given as a reason if it says anything.
+
+    Raises:
+        LedgerError: If it is no text, or blank.
+    """
+    if not isinstance(reason, str) or not reason.strip():
+        raise LedgerError(f"reason is {reason!r}; say in words why")
+    return reason
 
 
 def number_or_none(text: str | None) -> int | None:

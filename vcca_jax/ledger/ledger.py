@@ -5,15 +5,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
-from vcca_jax.ledger import chain, store
+from vcca_jax.ledger import chain, drafts, store
 from vcca_jax.ledger.books import Books
-from vcca_jax.ledger.drafts import Draft, Period, Request, Settlement, receipt, receipt_of, request
-from vcca_jax.ledger.errors import CorruptLedgerError, LedgerError, SettlementConflictError
+from vcca_jax.ledger.drafts import Draft, Period, Request, Settlement
+from vcca_jax.ledger.errors import CorruptLedgerError, LedgerError
 from vcca_jax.ledger.replay import Verification, advance, read, replay
-from vcca_jax.ledger.statement import Statement, lines
-from vcca_jax.ledger.terms import Terms, check_names, check_terms, match
+from vcca_jax.ledger.statement import Statement, statement
+from vcca_jax.ledger.terms import Terms, checked_terms, match, new_terms
 from vcca_jax.settlement import Number
 from vcca_jax.share_rules import ShareRule, high_water_mark
 
@@ -76,7 +76,8 @@ class Ledger:
             rounding: "largest_remainder" (the default: a period's payouts sum to its revenue) or
                 "running_floor" (see `settlement.running_floor`).
             release_lag: Number of settlements for which a payout stays in escrow, from where it
-                can be clawed back; 0 for a new ledger.
+                can be clawed back, counted in each stream by itself; 0 for a new ledger. The last
+                payouts stay there until more is settled, or until `release`.
             create: Whether to create a ledger that does not exist.
             read_only: Only read; works on a read-only disk.
             timeout: Seconds to wait for another process that is writing.
@@ -89,34 +90,24 @@ class Ledger:
             LedgerError: There is no such ledger and `create` is False, or the terms can't be.
         """
         path = Path(path)
-        wanted = {
-            "run": run,
-            "config": config,
-            "principals": principals,
-            "currency": currency,
-            "scale_bits": scale_bits,
-            "rule": None if rule is None else rule.spec,
-            "rounding": rounding,
-            "release_lag": release_lag,
-        }
+        wanted = checked_terms(
+            rule,
+            run=run,
+            config=config,
+            principals=principals,
+            currency=currency,
+            scale_bits=scale_bits,
+            rounding=rounding,
+            release_lag=release_lag,
+        )
         if path.exists() and not path.is_file():
             raise LedgerError(f"{path} is no file; give the path of a file")
         if not path.exists():
             if read_only or not create:
                 raise LedgerError(f"there is no ledger at {path}; check the path")
             new_rule = high_water_mark() if rule is None else rule
-            terms = Terms(
-                run=run,
-                config=config,
-                principals=None if principals is None else check_names(principals),
-                currency="EUR" if currency is None else currency,
-                scale_bits=40 if scale_bits is None else scale_bits,
-                rule=new_rule.spec,
-                rounding="largest_remainder" if rounding is None else rounding,
-                release_lag=0 if release_lag is None else release_lag,
-            )
-            check_terms(terms)
-            payload = chain.canonical(Books(terms, new_rule).draft_opening().content)
+            books = Books(new_terms(wanted, new_rule), new_rule)
+            payload = chain.canonical(books.draft_opening().content)
             store.create(path, payload, chain.link(chain.FIRST, payload))
         file = store.Store(path, read_only=read_only, timeout=timeout)
         try:
@@ -126,6 +117,11 @@ class Ledger:
             file.close()
             raise
         return ledger
+
+    @property
+    def path(self) -> Path:
+        """Where its file is."""
+        return self._store.path
 
     @property
     def terms(self) -> Terms:
@@ -184,7 +180,7 @@ class Ledger:
         Raises:
             ValueError: As `settle`, for the first period that can't be settled.
         """
-        requests = [request(self.terms.scale_bits, asked) for asked in periods]
+        requests = [drafts.request(self.terms.scale_bits, asked) for asked in periods]
         with self._writing():
             return [self._settle(asked) for asked in requests]
 
@@ -192,12 +188,14 @@ class Ledger:
         seq = self._books.settled.get(asked.key)
         if seq is not None:
             content, digest = read(self._store, seq)
-            _check_same(asked, content)
-            return receipt(content, digest)
-        draft, digest = self._append(lambda books: books.draft_settlement(asked))
-        while self._books.draft_release() is not None:
-            self._append(Books.draft_release)
-        return receipt_of(draft, digest)
+            drafts.check_same(asked, content)
+        else:
+            seq = self._books.count
+            draft, digest = self._append(lambda books: books.draft_settlement(asked))
+            content = draft.content
+            while self._books.escrow.due() is not None:
+                self._append(Books.draft_release)
+        return drafts.receipt(content, self._books.waiting.get(seq, 0), digest)
 
     def join(self, principal: str) -> None:
         """Register a principal; registering it again does nothing.
@@ -245,6 +243,29 @@ class Ledger:
             )
             return chain.stored(*read(self._store, draft.content["seq"]))
 
+    def release(self, reason: str) -> list[chain.Entry]:
+        """Release all payouts that are still in escrow, whatever is left of their lag.
+
+        For the end of a cooperative, when no settlement will follow that would release the last
+        payouts, or for an audit that ended early. Releasing again does nothing.
+
+        Args:
+            reason: Why, in words.
+
+        Returns:
+            The new entries, one for each settlement that had payouts in escrow.
+
+        Raises:
+            LedgerError: If there is no reason; or of the kind that says why it was not written.
+        """
+        drafts.checked_reason(reason)
+        released = []
+        with self._writing():
+            while self._books.escrow.first() is not None:
+                draft, _ = self._append(lambda books: books.draft_release(reason))
+                released.append(chain.stored(*read(self._store, draft.content["seq"])))
+        return released
+
     def balances(self) -> dict[str, int]:
         """Return what each principal has, in minor units; escrow is not counted."""
         accounts = self._refreshed().balances
@@ -285,8 +306,7 @@ class Ledger:
             raise LedgerError(
                 f"principal {principal!r} is unknown (registered: {known}); correct the name"
             )
-        found = tuple(lines(principal, self.entries()))
-        return Statement(principal, self.terms.currency, self.terms.scale_bits, found)
+        return statement(principal, self.terms, self.entries())
 
     def verify(self, head: str | None = None) -> Verification:
         """Check the whole file: its structure, its chain, and every entry derived anew.
@@ -306,7 +326,7 @@ class Ledger:
             digests: set[bytes] = set()
             books, last = replay(self._store, self._books.rule, digests.add)
         for expected, source in ((self._known[1].hex(), "this session"), (head, "the caller")):
-            if expected is not None and _digest(expected) not in digests:
+            if expected is not None and chain.digest(expected) not in digests:
                 raise CorruptLedgerError(
                     f"the head {expected} known to {source} is not in the chain: entries were cut "
                     "off or rewritten; restore the file from a copy that has it"
@@ -371,20 +391,3 @@ class Ledger:
         self._books.post(draft)
         self._tip = digest
         return draft, digest
-
-
-def _digest(head: str) -> bytes:
-    try:
-        return bytes.fromhex(head)
-    except (ValueError, TypeError):
-        raise LedgerError(f"head is {head!r}; give the hexadecimal text that head() gave") from None
-
-
-def _check_same(asked: Request, stored: Mapping[str, Any]) -> None:
-    for name, value in chain.parse(chain.canonical(asked.content())).items():
-        if value != stored[name]:
-            raise SettlementConflictError(
-                f"period {asked.period!r} is settled already, with another {name} (entry "
-                f"{stored['seq']}); settle under a new period, or reverse({stored['seq']}, reason) "
-                "first"
-            )

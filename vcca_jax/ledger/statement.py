@@ -1,11 +1,12 @@
 """What a ledger says about one principal."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
 from typing import Any, NamedTuple
 
 from vcca_jax.ledger.chain import Entry
 from vcca_jax.ledger.drafts import CARRIED, REVENUE, of_stream
+from vcca_jax.ledger.terms import Terms
 
 
 class StatementLine(NamedTuple):
@@ -15,7 +16,7 @@ class StatementLine(NamedTuple):
         seq: Number of the entry.
         kind: Its kind.
         period: The period it settles, or "".
-        credit: Quantised credit booked.
+        credit: Quantised credit booked; `Statement.units` says what it is in the utility's unit.
         counted: Quantised credit that rose above the high-water mark and was paid on.
         paid: Minor units into the principal's account.
         held: Minor units into escrow for it.
@@ -25,6 +26,7 @@ class StatementLine(NamedTuple):
         divided: Of a settlement: minor units divided among all.
         share: Of a settlement: the principal's part of what was divided, exactly.
         stream: Whose revenue it was, where revenue comes in streams, or "".
+        of: Of an entry about a settlement, such as a reversal: that settlement's number; else None.
     """
 
     seq: int
@@ -40,6 +42,7 @@ class StatementLine(NamedTuple):
     divided: int = 0
     share: Fraction = Fraction(0)
     stream: str = ""
+    of: int | None = None
 
 
 class Statement(NamedTuple):
@@ -50,12 +53,30 @@ class Statement(NamedTuple):
         currency: Code of the currency whose minor units are counted.
         scale_bits: A credit of 1 is 2^scale_bits quantised units.
         lines: The entries in order.
+        rule: Spec of the ledger's share rule.
+        rounding: How the ledger rounds; see `Terms`.
+        head: Hash of the last entry there was, in hexadecimal.
     """
 
     principal: str
     currency: str
     scale_bits: int
     lines: tuple[StatementLine, ...]
+    rule: Mapping[str, Any] = {"rule": "high_water_mark"}
+    rounding: str = "largest_remainder"
+    head: str = ""
+
+    def units(self, quantised: int) -> float:
+        """Return a line's credit, or any sum of such numbers, in the utility's unit."""
+        return quantised / 2**self.scale_bits
+
+    @property
+    def base_rule(self) -> str:
+        """Name of the rule that looks at credit, be it bounded or raised to a power by others."""
+        spec: Any = self.rule
+        while isinstance(spec.get("of"), Mapping):
+            spec = spec["of"]
+        return spec["rule"]
 
     @property
     def paid(self) -> int:
@@ -67,11 +88,19 @@ class Statement(NamedTuple):
         """Minor units that wait in escrow for it."""
         return sum(line.held for line in self.lines)
 
+    def debts(self) -> dict[str, int]:
+        """Return stream -> quantised credit to be made up for first; none under most rules."""
+        if self.base_rule != "high_water_mark":
+            return {}
+        gaps = {stream: mark - score for stream, (score, mark) in self.standings().items()}
+        return {stream: gap for stream, gap in gaps.items() if gap > 0}
+
     def standings(self) -> dict[str, tuple[int, int]]:
         """Return stream -> (score, mark): all credit, and the credit that has been paid on.
 
-        A score below the mark is a debt, which new credit has to make up for first; a score above
-        it is credit that has not been paid on yet.
+        Under a rule that pays on high-water marks (see `base_rule`) a score below the mark is a
+        debt, which new credit has to make up for first; a score above it is credit that has not
+        been paid on yet. Other rules don't look at marks.
         """
         found: dict[str, tuple[int, int]] = {}
         for line in self.lines:
@@ -82,6 +111,28 @@ class Statement(NamedTuple):
         return found
 
 
+def statement(principal: str, terms: Terms, entries: Iterable[Entry]) -> Statement:
+    """Return what a ledger says about one principal.
+
+    Args:
+        principal: Its name.
+        terms: The ledger's.
+        entries: All of its entries, in order.
+    """
+    head = ""
+
+    def read() -> Iterator[Entry]:
+        nonlocal head
+        for entry in entries:
+            head = entry.hash
+            yield entry
+
+    found = tuple(lines(principal, read()))
+    return Statement(
+        principal, terms.currency, terms.scale_bits, found, terms.rule, terms.rounding, head
+    )
+
+
 def lines(principal: str, entries: Iterable[Entry]) -> Iterator[StatementLine]:
     """Pick the entries that concern a principal, with running totals.
 
@@ -89,10 +140,11 @@ def lines(principal: str, entries: Iterable[Entry]) -> Iterator[StatementLine]:
         principal: Its name.
         entries: All of a ledger's entries, in order.
     """
-    settlements: dict[str, tuple[str, str, int, int]] = {}
+    settlements: dict[str | None, tuple[str, str, int, int]] = {}
     score = balance = 0
     for seq, kind, content, _ in entries:
-        period, stream, credit, counted = settlements.get(content.get("of", ""), ("", "", 0, 0))
+        of = content.get("of")
+        period, stream, credit, counted = settlements.get(of, ("", "", 0, 0))
         concerned = kind == "join" and content["principal"] == principal
         outcome, divided, share = "", 0, Fraction(0)
         if kind == "settle":
@@ -127,6 +179,7 @@ def lines(principal: str, entries: Iterable[Entry]) -> Iterator[StatementLine]:
                 divided,
                 share,
                 stream,
+                None if of is None else int(of),
             )
 
 

@@ -19,6 +19,8 @@ class StreamSettlement(NamedTuple):
         revenue: The revenue of all streams.
         reserve: Minor units that went to the reserve.
         carried: Minor units that wait, each in its own stream, for the next period.
+        carried_in: Minor units that came from earlier periods.
+        dust: Minor units held back as fractions of units, under "running_floor".
     """
 
     streams: dict[str, Settlement]
@@ -26,6 +28,8 @@ class StreamSettlement(NamedTuple):
     revenue: int
     reserve: int
     carried: int
+    carried_in: int
+    dust: int
 
 
 def settle_streams(
@@ -47,7 +51,7 @@ def settle_streams(
 
     | guarantee | holds |
     | --- | --- |
-    | R_b + what b carried = payouts + reserve + dust + what b carries on, for every b | exactly |
+    | revenue + carried_in = payouts + reserve + dust + carried, for every b and in all | exactly |
     | all payouts sum to the payouts of all streams, to all revenue less what is kept | exactly |
     | all streams are recorded, or none | always |
     | a stream's payouts depend on its own credits, revenues and history alone | always |
@@ -100,4 +104,6 @@ def settle_streams(
         sum(receipt.revenue for receipt in receipts),
         sum(receipt.reserve for receipt in receipts),
         sum(receipt.carried for receipt in receipts),
+        sum(receipt.carried_in for receipt in receipts),
+        sum(receipt.dust for receipt in receipts),
     )

@@ -1,12 +1,17 @@
 """What a ledger is opened with and keeps for good: its first entry."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from vcca_jax.ledger import chain
 from vcca_jax.ledger.errors import ForeignLedgerError, LedgerError
+from vcca_jax.settlement import whole_number
+from vcca_jax.share_rules import ShareRule, check_rule
 
 FORMAT: Final = "vcca-ledger-1"
+LAGGING: Final = "vcca-ledger-2"
+"""Of ledgers with a release lag, which is counted in each stream. In those of the first format it
+was counted over all streams together, and is still when they are replayed."""
 ROUNDINGS: Final = ("largest_remainder", "running_floor")
 
 
@@ -22,6 +27,7 @@ class Terms(NamedTuple):
         rule: Spec of the share rule.
         rounding: "largest_remainder" (exact within a period) or "running_floor" (exact over time).
         release_lag: Settlements for which a payout stays in escrow; 0 pays at once.
+        format: Name of the way in which entries follow from what was asked.
     """
 
     run: str | None
@@ -32,12 +38,12 @@ class Terms(NamedTuple):
     rule: Mapping[str, Any]
     rounding: str
     release_lag: int
+    format: str = FORMAT
 
     def content(self) -> dict[str, Any]:
         """Return the content of the ledger's first entry."""
         return {
             **self._asdict(),
-            "format": FORMAT,
             "kind": "open",
             "principals": None if self.principals is None else list(self.principals),
             "seq": 0,
@@ -50,10 +56,10 @@ def terms_from_content(content: Mapping[str, Any]) -> Terms:
     Raises:
         ForeignLedgerError: If the entry is of another format.
     """
-    if content.get("kind") != "open" or content.get("format") != FORMAT:
+    if content.get("kind") != "open" or content.get("format") not in (FORMAT, LAGGING):
         raise ForeignLedgerError(
-            f"the ledger's format is {content.get('format')!r}; this version reads {FORMAT!r}: "
-            "open it with the version that wrote it"
+            f"the ledger's format is {content.get('format')!r}; this version reads {FORMAT!r} and "
+            f"{LAGGING!r}: open it with the version that wrote it"
         )
     names = content["principals"]
     return Terms(
@@ -65,6 +71,7 @@ def terms_from_content(content: Mapping[str, Any]) -> Terms:
         rule=content["rule"],
         rounding=content["rounding"],
         release_lag=int(content["release_lag"]),
+        format=content["format"],
     )
 
 
@@ -81,13 +88,14 @@ def check_name(name: object) -> str:
     return name
 
 
-def check_names(names: Sequence[str]) -> tuple[str, ...]:
+def check_names(names: Iterable[str]) -> tuple[str, ...]:
     """Return principals' names, sorted, if they can be a cooperative's.
 
     Raises:
-        LedgerError: If `names` is a text by itself, if a name repeats or can't be one.
+        LedgerError: If `names` is a text by itself or no collection, if a name repeats or can't be
+            one.
     """
-    if isinstance(names, str):
+    if isinstance(names, str) or not isinstance(names, Iterable):
         raise LedgerError(f"principals is {names!r}; give a list of names")
     found = [check_name(name) for name in names]
     if len(set(found)) != len(found):
@@ -95,22 +103,90 @@ def check_names(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def check_terms(terms: Terms) -> None:
-    """Refuse terms that no ledger can be created with.
+LARGEST_SCALE: Final = 1023
+"""Most binary digits of a credit; 2^1023 is the largest power of two that a float can be."""
+
+
+def checked_terms(
+    rule: ShareRule | None,
+    *,
+    scale_bits: object,
+    release_lag: object,
+    principals: Iterable[str] | None,
+    **others: Any,
+) -> dict[str, Any]:
+    """Return what a ledger is asked to be opened with, each term as the ledger writes it.
+
+    Args:
+        rule: The share rule, or None.
+        scale_bits, release_lag: Whole numbers of any library, or None.
+        principals: Names, or None.
+        others: The other terms, each a text or None.
 
     Raises:
         LedgerError: Naming the term, its value and the remedy.
     """
-    if not isinstance(terms.currency, str) or not terms.currency:
-        raise LedgerError(f"currency is {terms.currency!r}; give a code such as 'EUR'")
-    if terms.scale_bits < 0:
-        raise LedgerError(f"scale_bits is {terms.scale_bits}; give 0 or more")
-    if terms.rounding not in ROUNDINGS:
-        raise LedgerError(f"rounding is {terms.rounding!r}; give one of {', '.join(ROUNDINGS)}")
-    if chain.parse(chain.canonical({"rule": terms.rule}))["rule"] != terms.rule:
+    if rule is not None:
+        try:
+            check_rule(rule)
+        except ValueError as error:
+            raise LedgerError(str(error)) from None
+    for name, value in others.items():
+        if value is not None and not isinstance(value, str):
+            raise LedgerError(f"{name} is {value!r}; give a text")
+    if others["currency"] == "":
+        raise LedgerError("currency is ''; give a code such as 'EUR'")
+    rounding = others["rounding"]
+    if rounding is not None and rounding not in ROUNDINGS:
+        raise LedgerError(f"rounding is {rounding!r}; give one of {', '.join(ROUNDINGS)}")
+    return {
+        **others,
+        "principals": None if principals is None else check_names(principals),
+        "scale_bits": _whole("scale_bits", scale_bits, LARGEST_SCALE),
+        "rule": None if rule is None else rule.spec,
+        "release_lag": _whole("release_lag", release_lag, 2**63 - 1),
+    }
+
+
+def _whole(name: str, value: object, most: int) -> int | None:
+    if value is None:
+        return None
+    whole = whole_number(value)
+    if whole is None or not 0 <= whole <= most:
+        raise LedgerError(f"{name} is {value!r}; give a whole number, 0 to {most}")
+    return whole
+
+
+def new_terms(asked: Mapping[str, Any], rule: ShareRule) -> Terms:
+    """Return the terms of a new ledger.
+
+    Args:
+        asked: What `checked_terms` returned; None stands for the usual.
+        rule: The share rule.
+
+    Raises:
+        LedgerError: If the rule counts credits in other units than the ledger, or the terms would
+            not be read back as they were written.
+    """
+    usual = {"currency": "EUR", "scale_bits": 40, "rounding": ROUNDINGS[0], "release_lag": 0}
+    given = {name: value for name, value in asked.items() if value is not None}
+    given["format"] = LAGGING if given.get("release_lag") else FORMAT
+    terms = Terms(**{**dict.fromkeys(Terms._fields), **usual, **given, "rule": rule.spec})
+    spec: Any = rule.spec
+    while isinstance(spec, Mapping):
+        if spec.get("rule") == "softmax" and spec.get("scale_bits") != str(terms.scale_bits):
+            raise LedgerError(
+                f"the rule softmax has scale_bits={spec.get('scale_bits')} and the ledger has"
+                f" scale_bits={terms.scale_bits}; give both the same"
+            )
+        spec = spec.get("of")
+    try:
+        same = terms_from_content(chain.parse(chain.canonical(terms.content()))) == terms
+    except (TypeError, ValueError, AttributeError):
+        same = False
+    if not same:
         raise LedgerError(f"the rule's spec is {dict(terms.rule)}; write its numbers as text")
-    if terms.release_lag < 0:
-        raise LedgerError(f"release_lag is {terms.release_lag}; give 0 or more settlements")
+    return terms
 
 
 def match(terms: Terms, registered: Sequence[str], wanted: Mapping[str, Any]) -> None:
@@ -119,7 +195,7 @@ def match(terms: Terms, registered: Sequence[str], wanted: Mapping[str, Any]) ->
     Args:
         terms: The ledger's own.
         registered: The principals known to the ledger by now.
-        wanted: Name of a term -> its value asked for.
+        wanted: Name of a term -> its value asked for, as `checked_terms` returned it.
 
     Raises:
         ForeignLedgerError: Naming the first term that differs.
@@ -129,7 +205,7 @@ def match(terms: Terms, registered: Sequence[str], wanted: Mapping[str, Any]) ->
             continue
         found: Any = getattr(terms, name)
         if name == "principals":
-            value = list(check_names(value))
+            value = list(value)
             if terms.principals is None:
                 fits = set(registered) <= set(value)
             else:

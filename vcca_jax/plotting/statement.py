@@ -52,17 +52,18 @@ def statement_figure(
         shown = range(0, len(lines), -(-len(lines) // 12))
         last.set_xticks(list(shown), [textwrap.shorten(lines[i].period, 12) for i in shown])
         last.set_xlabel("settlement period")
-        debt = sum(max(0, mark - score) for score, mark in statement.standings().values())
+        debt = sum(statement.debts().values())
         set_title(
             figure,
             f"{statement.principal}: {money(statement.paid, statement.currency, decimals)} paid"
             + (f", a debt of {debt / unit:.3g} credit carried forward" if debt else ""),
         )
-        set_note(
-            figure,
-            "A debt is credit that has to be made up for before more is paid; nothing is taken "
-            "back.",
-        )
+        if statement.base_rule == "high_water_mark":
+            set_note(
+                figure,
+                "A debt is credit that has to be made up for before more is paid; nothing is taken "
+                "back.",
+            )
         settle(figure)
     return figure
 
@@ -93,20 +94,23 @@ def _money(ax: Axes, statement: Statement, lines: Sequence[StatementLine], decim
 def _score(ax: Axes, statement: Statement, lines: Sequence[StatementLine]) -> None:
     places, unit = np.arange(len(lines)), 2**statement.scale_bits
     score = np.array([r.score / unit for r in lines])
-    mark = np.cumsum([r.counted / unit for r in lines])
-    ax.step(places, mark, where="mid", color=FAINT, linewidth=1.4, label="paid on so far")
+    marked = statement.base_rule == "high_water_mark"  # other rules know no debt
+    if marked:
+        mark = np.cumsum([r.counted / unit for r in lines])
+        ax.step(places, mark, where="mid", color=FAINT, linewidth=1.4, label="paid on so far")
     ax.step(places, score, where="mid", color=PALETTE[2], label="credit so far")
-    ax.fill_between(
-        places,
-        score,
-        mark,
-        where=(score < mark).tolist(),
-        step="mid",
-        color=PALETTE[5],
-        alpha=0.35,
-        linewidth=0,
-        label="debt",
-    )
+    if marked:
+        ax.fill_between(
+            places,
+            score,
+            mark,
+            where=(score < mark).tolist(),
+            step="mid",
+            color=PALETTE[5],
+            alpha=0.35,
+            linewidth=0,
+            label="debt",
+        )
     ax.axhline(0, color=INK, linewidth=1)
     ax.set_ylabel("credit")
     ax.yaxis.set_major_locator(MaxNLocator(5))
