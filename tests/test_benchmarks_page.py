@@ -75,9 +75,26 @@ def test_figures_are_drawn_for_what_is_stored(tmp_path):
 
 def test_a_figure_has_its_lines_and_their_exponents():
     lines = growth.LINES[0]
-    figure = plots.draw(lines, {"flat": [(1, 2.0), (10, 2.0)], "square": [(1, 1.0), (10, 100.0)]})
+    sizes = (1, 10, 100, 1000)
+    found = {
+        "flat": [(size, 2.0) for size in sizes],
+        "square": [(size, float(size**2)) for size in sizes],
+        "of three": [(size, float(size)) for size in sizes[:3]],
+        "up and down": list(zip(sizes, (1.0, 30.0, 2.0, 40.0), strict=True)),
+    }
+    figure = plots.draw(lines, found)
     texts = [each.get_text() for each in figure.axes[0].texts]
-    assert texts == ["flat  (0.00)", "square  (+2.00)"]
+    assert texts == ["flat  (0.00)", "square  (+2.00)", "of three", "up and down"]
+
+
+def test_sizes_of_different_shapes_are_not_joined():
+    stacks = next(lines for lines in growth.LINES if lines.shapes)
+    points = [(float(size), float(size)) for size in (1, 2, 4, 8)]
+    shapes = {size: f"{size:g} × 1" for size, _ in points}
+    ax = plots.draw(stacks, {"ours": points}, shapes).axes[0]
+    assert [each.get_text() for each in ax.texts] == ["ours"]
+    assert [line.get_linestyle() for line in ax.lines] == ["None"]
+    assert [each.get_text() for each in ax.get_xticklabels()] == list(shapes.values())
 
 
 @pytest.mark.parametrize("times", [1.12, 1.08])

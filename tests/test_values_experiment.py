@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 import vcca_jax as vcca
-from experiments.values import analysis, settings, tables, train, training
+from experiments.values import analysis, figures, loss_figures, settings, tables, train, training
 from experiments.values.config import SMOKE
 from experiments.values.problems import drawn
 from experiments.values.settings import HEART_PROFILES
@@ -112,6 +112,59 @@ def test_figures_are_drawn(folder):
     names = {path.name for path in (folder / "figures").iterdir()}
     shown = {"accuracy", "prices", "first_order", "principals", "cones_plane", "cones_space"}
     assert {f"{name}.png" for name in shown | {"values_heart", "restraint_heart"}} <= names
+
+
+EPOCHS = [
+    {
+        "setting": "heart",
+        "condition": condition,
+        "value": value,
+        "rows": rows,
+        "epoch": epoch,
+        "mean": epoch * change,
+        "sd": 0.01,
+    }
+    for condition, changes in (
+        ("unscreened", {"women": 0.2, "sex told": -0.1}),
+        ("everyone", {"women": -0.2, "sex told": 0.0005}),
+        ("few rows", {"women": 0.1, "sex told": 0.3}),
+        ("few rows, drawn anew", {"women": -0.2, "sex told": 0.1}),
+    )
+    for value, change in changes.items()
+    for rows in ("seen", "fresh")
+    for epoch in (0, 1)
+]
+
+
+def test_the_unwanted_side_is_shaded_and_told_in_the_title():
+    kinds = {"women": "protect", "sex told": "forbid"}
+    title = loss_figures.screened_title(EPOCHS, "heart", kinds)
+    assert "2 of 2 values" in title
+    assert title.endswith("0 under “everyone”; fresh rows: 2 and 0")
+    told = loss_figures.fresh_title(EPOCHS, "heart", kinds)
+    assert "1 of 2 values end worse with few value rows, 0 with few" in told
+    figure = loss_figures.value_losses(EPOCHS, "heart", title, loss_figures.LINES, kinds=kinds)
+    shades = {}
+    for ax in figure.axes:
+        ends = [each.get_extents().intervaly for each in ax.patches]
+        shades.setdefault(ax.get_title(loc="left").split("\n")[0], []).extend(ends)
+        low, high = ax.get_ylim()
+        assert low < 0 < high  # some of the shaded side is always to be seen
+    assert len(shades["women"]) == len(shades["sex told"]) == 1
+    plain = loss_figures.value_losses(EPOCHS, "heart", title, loss_figures.LINES)
+    assert not any(ax.patches for ax in plain.axes)
+
+
+def test_the_matrix_of_restraint_names_its_unit_and_who_restrains_most():
+    by = [
+        {"setting": "heart", "agent": agent, "by": principal, "mean": mean}
+        for agent, row in (("ana", (0.1, 0.0)), ("ben", (0.2, 0.1)))
+        for principal, mean in zip(("ana", "ben"), row, strict=True)
+    ]
+    figure = figures.restraint(by, "heart")
+    assert "75 % of what the screen changed was for the values of ana" in figure.get_suptitle()
+    assert figure.axes[1].get_ylabel() == "% of all changes by the screen"
+    assert [each.get_text() for each in figure.axes[0].texts] == ["25.0", "–", "50.0", "25.0"]
 
 
 @pytest.mark.parametrize("anew", [False, True])

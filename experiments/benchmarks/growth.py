@@ -20,6 +20,8 @@ class Lines(NamedTuple):
         across: the size, in words.
         up: what grows with it, with its unit.
         read: a label -> (size, value) pairs.
+        shapes: names of the sizes, where they are sizes of different shapes; those are not joined
+            by a line, and have no exponent.
     """
 
     benchmark: str
@@ -28,6 +30,11 @@ class Lines(NamedTuple):
     across: str
     up: str
     read: Callable[[Content], dict[str, Points]]
+    shapes: Callable[[Content], dict[float, str]] | None = None
+
+
+POINTS, FACTOR = 4, 2.0
+"""An exponent is told of a line of so many sizes at least, none farther from the power law."""
 
 
 def exponent(points: Points) -> float:
@@ -36,6 +43,19 @@ def exponent(points: Points) -> float:
         return float("nan")
     sizes, heights = np.log(np.array(points)).T
     return float(np.polyfit(sizes, heights, 1)[0])
+
+
+def told_exponent(points: Points) -> float:
+    """The exponent, where the points say that there is one; not a number elsewhere.
+
+    Three points, or some that go up and down, have a least-squares slope too, which says nothing.
+    """
+    slope = exponent(points)
+    if len({size for size, _ in points}) < POINTS:
+        return float("nan")
+    sizes, heights = np.log(np.array(points)).T
+    apart = np.abs(heights - heights.mean() - slope * (sizes - sizes.mean())).max()
+    return slope if apart <= np.log(FACTOR) else float("nan")
 
 
 def _collected(triples: list[tuple[str, float, float]]) -> dict[str, Points]:
@@ -84,6 +104,15 @@ def _stacks(c: Content) -> dict[str, Points]:
             for name, words in names.items()
         ]
     )
+
+
+def _shapes(c: Content) -> dict[float, str]:
+    return {
+        r["agents"] * r["rows"] * r["width"] / 1e6: (
+            f"{r['agents']} × {r['rows']}\n× {r['width'] / 1e6:g} M"
+        )
+        for r in c["stacks"]
+    }
 
 
 def _epochs(c: Content) -> dict[str, Points]:
@@ -177,10 +206,11 @@ LINES = (
     Lines(
         "projection",
         "stacks",
-        "Projection of stacked gradients, by their size",
-        "numbers A K D, millions",
+        "Projection of stacked gradients, five shapes",
+        "agents A × rows K × parameters D, by their product",
         "all agents, ms",
         _stacks,
+        _shapes,
     ),
     Lines(
         "samplers",

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.benchmarks import plots
-from experiments.benchmarks.growth import LINES, exponent
+from experiments.benchmarks.growth import FACTOR, LINES, POINTS, told_exponent
 from experiments.benchmarks.headlines import (
     HEADLINES,
     WORSE,
@@ -159,7 +159,7 @@ def growth_rows(contents: Contents) -> list[list[str]]:
     rows = []
     for lines in LINES:
         for label, points in _lines(lines, contents).items():
-            slope = exponent(points)
+            slope = float("nan") if lines.shapes else told_exponent(points)
             if not math.isnan(slope):
                 ends = f"{_number(points[0][0])} to {_number(points[-1][0])}"
                 rows.append(
@@ -199,7 +199,8 @@ def draw_figures(contents: Contents, folder: Path) -> dict[str, str]:
     for lines in LINES:
         found = _lines(lines, contents)
         if any(len(points) > 1 for points in found.values()):
-            save_figure(plots.draw(lines, found), folder / f"{lines.figure}.png")
+            shapes = lines.shapes(contents[lines.benchmark]) if lines.shapes else None
+            save_figure(plots.draw(lines, found, shapes), folder / f"{lines.figure}.png")
             drawn[lines.figure] = lines.title
     if contents.get("roofline", {}).get("results"):
         save_figure(plots.draw_roofline(contents["roofline"]), folder / "roofline.png")
@@ -228,7 +229,8 @@ def text_of(contents: Contents, worse: Sequence[Worse], figures: Mapping[str, st
         "\n".join(f"- {told(each)}" for each in worse)
         or f"Nothing by more than {100 * WORSE:.0f} %.",
         "## Growth",
-        "Least-squares slopes of logarithms over logarithms.",
+        "Least-squares slopes of logarithms over logarithms, of lines of"
+        f" {POINTS} sizes or more, none farther from the power law than a factor of {FACTOR:g}.",
         table(["benchmark", "what", "over", "from", "exponent"], growth_rows(contents)),
     ]
     roofline = contents.get("roofline", {})

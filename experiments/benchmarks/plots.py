@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from experiments.benchmarks.growth import Lines, Points, exponent
+from experiments.benchmarks.growth import FACTOR, POINTS, Lines, Points, told_exponent
 from experiments.benchmarks.headlines import Content
 from vcca_jax.plotting.parts import (
     FAINT,
@@ -63,8 +63,8 @@ def _at_ends(ax: Axes, ends: list[tuple[float, float]], texts: list[str], colour
         )
 
 
-def draw(lines: Lines, found: dict[str, Points]) -> Figure:
-    """Lines over a size, with the exponent of each beside its name."""
+def draw(lines: Lines, found: dict[str, Points], shapes: dict[float, str] | None = None) -> Figure:
+    """Lines over a size, with the exponent of each beside its name; ``shapes`` are not joined."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=SIZE, layout="constrained")
         ax = figure.subplots()
@@ -72,15 +72,19 @@ def draw(lines: Lines, found: dict[str, Points]) -> Figure:
         ends, texts, colours = [], [], []
         for place, (label, points) in enumerate(found.items()):
             colour = PALETTE[place % len(PALETTE)]
-            dash = DASHES[place // len(PALETTE) % len(DASHES)]
-            ax.plot(*zip(*points, strict=True), dash, marker="o", markersize=5, color=colour)
-            slope = exponent(points)
+            dash = "" if shapes else DASHES[place // len(PALETTE) % len(DASHES)]
+            style = {"linestyle": dash or "none", "markersize": 5 if dash else 9}
+            ax.plot(*zip(*points, strict=True), marker="o", color=colour, **style)
+            slope = float("nan") if shapes else told_exponent(points)
             ends.append(points[-1])
             texts.append(label if np.isnan(slope) else f"{label}  ({_signed(slope)})")
             colours.append(colour)
         sizes = sorted({size for points in found.values() for size, _ in points})
         apart = np.diff(np.log(sizes)) / max(np.log(sizes[-1] / sizes[0]), 1e-9)
-        if len(sizes) <= 6 and (apart > 0.1).all():
+        if shapes:
+            ax.set_xticks(sizes, [shapes[size] for size in sizes], fontsize=9)
+            ax.set_xticks([], minor=True)
+        elif len(sizes) <= 6 and (apart > 0.1).all():
             ax.set_xticks(sizes)
             ax.set_xticks([], minor=True)
         low, high = ax.get_ylim()
@@ -88,7 +92,16 @@ def draw(lines: Lines, found: dict[str, Points]) -> Figure:
             ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         _at_ends(ax, ends, texts, colours)
         set_title(figure, lines.title)
-        set_note(figure, "In brackets: exponent, the least-squares slope of the logarithms.")
+        if shapes:
+            note = "Different shapes, so no line joins them and no exponent is given."
+        elif any("(" in text for text in texts):
+            note = (
+                "In brackets: exponent, the least-squares slope of the logarithms, of lines of"
+                f" {POINTS} sizes or more,\nnone farther from it than a factor of {FACTOR:g}."
+            )
+        else:
+            note = f"No exponent is given for fewer than {POINTS} sizes."
+        set_note(figure, note)
         settle(figure)
     return figure
 

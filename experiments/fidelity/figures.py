@@ -212,7 +212,7 @@ def removal(curves: Records) -> Figure:
             own = [r for r in curves if (r["data"], r["scenario"]) == (data, scenario)]
             for name in CURVES:
                 _curve(ax, own, name, "worst_first", "-")
-                _curve(ax, own, name, "best_first", ":")
+                _curve(ax, own, name, "best_first", "--")
             ax.axhline(1, color=INK, linewidth=0.8)
             ax.set_title(f"{TITLES[data]}, {scenario}", loc="left")
             ax.set_ylim(max(ax.get_ylim()[0], -0.5), 1.08)
@@ -223,7 +223,7 @@ def removal(curves: Records) -> Figure:
             ax.set_ylabel("utility of those who are left")
         shown = [name for name in CURVES if any(r["estimator"] == name for r in curves)]
         handles = [Line2D([], [], color=CURVES[name]) for name in shown]
-        ways = [Line2D([], [], color=FAINT, linestyle=style) for style in ("-", ":")]
+        ways = [Line2D([], [], color=FAINT, linestyle=style) for style in ("-", "--")]
         grid[0, 0].legend(
             [*handles, *ways], [*shown, "worst first", "best first"], loc="lower left", fontsize=9.5
         )

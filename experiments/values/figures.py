@@ -6,58 +6,23 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from experiments.pages import Records, distinct, read
+from experiments.values.loss_figures import (
+    FEW,
+    LINES,
+    SEEDS_NOTE,
+    fresh_title,
+    kinds_of,
+    screened_title,
+    value_losses,
+)
 from experiments.values.tables import accuracy_field, changes, collected, measured
 from vcca_jax.plotting import save_figure
 from vcca_jax.plotting.cones import cone_plane, cone_space
 from vcca_jax.plotting.parts import FAINT, INK, PALETTE, STYLE, set_note, set_title, settle
 
-LINES = {"unscreened": PALETTE[5], "own": PALETTE[1], "everyone": PALETTE[0], "verified": "#000000"}
-FEW = {"everyone": PALETTE[0], "few rows": PALETTE[5], "few rows, drawn anew": PALETTE[2]}
 STEP_COLOURS = {"unscreened": PALETTE[5], "everyone": PALETTE[0], "verified": "#000000"}
-SEEDS_NOTE = "Mean over seeds; band or bar: one standard deviation."
-
-
-def value_losses(epochs: Records, setting: str, title: str, colours: dict[str, str]) -> Figure:
-    """Change of every value loss by epoch, on the rows that screens see and on test rows."""
-    own = [e for e in epochs if e["setting"] == setting and e["condition"] in colours]
-    names = distinct(own, "value")
-    with matplotlib.rc_context(STYLE):
-        # The title and the legend share a line: ten letters an inch, and six for a line's sample.
-        heads = len(title) + sum(len(condition) + 6 for condition in colours)
-        width = max(3.3 * len(names) + 1.2, heads / 9.5)
-        figure = Figure(figsize=(width, 6.2), layout="constrained")
-        grid = figure.subplots(2, len(names), sharex=True, sharey="col", squeeze=False)
-        for column, name in enumerate(names):
-            for row, rows in enumerate(("seen", "fresh")):
-                ax = grid[row, column]
-                ax.axhline(0, color=INK, linewidth=1)
-                for condition, colour in colours.items():
-                    line = [
-                        e
-                        for e in own
-                        if (e["condition"], e["value"], e["rows"]) == (condition, name, rows)
-                    ]
-                    at = [e["epoch"] for e in line]
-                    mean, sd = (np.array([_nan(e[k]) for e in line]) for k in ("mean", "sd"))
-                    style: dict[str, Any] = {"linestyle": "--"} if condition == "verified" else {}
-                    ax.plot(at, mean, color=colour, label=condition, **style)
-                    ax.fill_between(at, mean - sd, mean + sd, color=colour, alpha=0.14, linewidth=0)
-                if row == 0:
-                    ax.set_title(name, loc="left")
-                else:
-                    ax.set_xlabel("epoch")
-                    ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-        for row, label in enumerate(("rows the screen sees", "fresh test rows")):
-            grid[row, 0].set_ylabel(f"change on\n{label}")
-        handles, labels = grid[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper right", ncols=len(labels), fontsize=10)
-        set_title(figure, title)
-        set_note(figure, SEEDS_NOTE)
-        settle(figure)
-    return figure
 
 
 def accuracy(finals: Records) -> Figure:
@@ -257,27 +222,41 @@ def restraint(by: Records, setting: str) -> Figure:
     lengths = np.array([r["mean"] or 0.0 for r in own]).reshape(len(names), -1)
     share = 100 * lengths / max(lengths.sum(), 1e-30)
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
-        side = 0.62 * len(names)
-        figure = Figure(figsize=(side + 3.6, side + 2.6), layout="constrained")
+        side = 0.6 * len(names)
+        # Wide enough for the title and the note of a small matrix.
+        figure = Figure(figsize=(max(side + 4.0, 8.0), side + 3.4), layout="constrained")
         ax = figure.subplots()
-        ax.imshow(share, cmap="Blues", vmin=0)
+        image = ax.imshow(share, cmap="Blues", vmin=0)
+        bar = figure.colorbar(image, ax=ax, shrink=0.8, pad=0.02)
+        bar.set_label("% of all changes by the screen")
+        bar.outline.set_visible(False)
         for (i, j), part in np.ndenumerate(share):
             ax.text(
                 j,
                 i,
-                f"{part:.1f}",
+                f"{part:.1f}" if part else "–",
                 ha="center",
                 va="center",
-                size=8.5,
+                size=9,
                 color="white" if part > 0.6 * share.max() else INK,
             )
         ax.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor")
         ax.set_yticks(range(len(names)), names)
-        ax.set(xlabel="for the sake of this principal", ylabel="this agent's updates gave way")
+        ax.set(xlabel="for the values of this principal", ylabel="updates of this agent changed")
         ax.tick_params(length=0)
         ax.spines[:].set_visible(False)
-        set_title(figure, f"Who restrains whom ({setting}), %")
-        set_note(figure, "Shares of all that was put on updates.")
+        columns = share.sum(axis=0)
+        most = int(columns.argmax())
+        set_title(
+            figure,
+            f"{setting}: {columns[most]:.0f} % of what the screen changed was for the values of"
+            f" {names[most]}",
+        )
+        set_note(
+            figure,
+            "Length of what the screen added to the updates of an agent (row) for the values of a\n"
+            "principal (column), in % of the sum of all cells. Mean over seeds. –: nothing.",
+        )
         settle(figure)
     return figure
 
@@ -302,10 +281,6 @@ def cones() -> dict[str, Figure]:
     }
 
 
-def _nan(value: float | None) -> float:
-    return float("nan") if value is None else value
-
-
 def draw_figures(results: Path, folder: Path) -> None:
     """Draw every figure from the result files."""
     finals, values, epochs, steps, by = (
@@ -319,12 +294,14 @@ def draw_figures(results: Path, folder: Path) -> None:
         **cones(),
     }
     for setting in distinct(finals, "setting"):
-        figures[f"values_{setting}"] = value_losses(
-            epochs, setting, f"Value losses ({setting})", LINES
-        )
-        figures[f"fresh_{setting}"] = value_losses(
-            epochs, setting, f"Fewer value rows, the same or drawn anew ({setting})", FEW
-        )
+        kinds = kinds_of(values, setting)
+        for name, words, colours in (
+            ("values", screened_title(epochs, setting, kinds), LINES),
+            ("fresh", fresh_title(epochs, setting, kinds), FEW),
+        ):
+            figures[f"{name}_{setting}"] = value_losses(
+                epochs, setting, words, colours, kinds=kinds
+            )
         figures[f"restraint_{setting}"] = restraint(by, setting)
     if any(f["condition"].startswith("price ") for f in finals):
         figures["price_sweep"] = price_sweep(finals, values, "opportunity gap")
