@@ -224,6 +224,7 @@ stored.show(
         "heart",
         "Protected losses of four hospitals, nats: live, one seed",
         {name: figures.LINES[name] for name in runs},
+        kinds=dict.fromkeys(values.names, "protect"),
     )
 )
 
@@ -321,6 +322,7 @@ stored.show(
         "adult",
         "Fewer value rows, the same or drawn anew (occupations of Adult)",
         figures.FEW,
+        kinds=figures.kinds_of(stored.records("values", "values"), "adult"),
     ),
 )
 

@@ -238,9 +238,9 @@ gaps.add_prefix("gap / gain, ").join(finding).map(told)
 # %% [markdown]
 # ## Who is to be excluded
 #
-# Agents go one by one, worst first (solid) or best first (dashed), and who is left is retrained.
-# Where labels or rows are bad almost any credit serves for exclusion, and the norm of a gradient
-# removes the best agents first. Where agents lie in what they send, credits part, under Adam most.
+# Agents are removed one by one, worst first (solid) or best first (dashed), and a model is trained
+# on those who are left. Where labels or rows are bad, almost any credit serves for exclusion, and
+# the norm of a gradient removes the best agents first.
 
 # %%
 stored.show(figures.removal(stored.records("fidelity", "curves")), dpi=64)
