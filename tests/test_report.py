@@ -254,6 +254,13 @@ def test_in_a_browser(run, page, tmp_path, width):
                 assert shown.query_selector(link.get_attribute("href")).is_visible()
                 shown.evaluate("new Promise(next => requestAnimationFrame(next))")
                 assert 0 <= heading.bounding_box()["y"] < 844
+            shown.reload()  # at the last statement, which is open; the others are folded
+            for medium, unfolded in (("screen", 1), ("print", len(AGENTS))):
+                shown.emulate_media(media=medium)
+                seen = shown.eval_on_selector_all(
+                    ".statement > div", "all => all.map(each => each.checkVisibility())"
+                )
+                assert sum(seen) == unfolded
         finally:
             browser.close()
     assert said == []

@@ -1,6 +1,7 @@
 """What a configuration says, and that all of it becomes part of the problem."""
 
 import json
+import re
 import sys
 import tomllib
 
@@ -9,9 +10,20 @@ import numpy as np
 import pytest
 
 from tests.run_examples import CONFIG, smoke
+from vcca_jax.profile_files import Profile
 from vcca_jax.runs import ConfigError, RunConfig, load_config, run, stored_config, verify_run
-from vcca_jax.runs.config import parse_config
+from vcca_jax.runs.config import (
+    Credit,
+    Data,
+    Model,
+    Screening,
+    Settlement,
+    Training,
+    Value,
+    parse_config,
+)
 from vcca_jax.runs.problem import make_problem
+from vcca_jax.runs.rules import Rule
 
 
 def test_profiles_say_what_the_configuration_says():
@@ -215,3 +227,71 @@ def test_a_group_without_a_row_of_a_target_is_told(monkeypatch):
     monkeypatch.setattr(sys.modules["vcca_jax.runs.problem"].datasets, "heart_disease", all_well)
     with pytest.raises(ConfigError, match=r"values.'chances' cannot be measured .* target 1"):
         make_problem(RunConfig.model_validate(with_every_kind()))
+
+
+SECTIONS = (Data, Model, Training, Screening, Credit, Settlement)
+
+
+def keys(section: type, place: str = "") -> dict[str, object]:
+    """Every key of a section and of those within it, with its default; None where it has none."""
+    found = {}
+    for name, field in section.model_fields.items():
+        within = f"{place}.{name}".removeprefix(".")
+        inner = {"values": ("NAME", Value), "profiles": ("AGENT", Profile)}.get(within)
+        if inner is not None:
+            found |= keys(inner[1], f"{within}.{inner[0]}")
+        elif field.annotation in SECTIONS:
+            found |= keys(field.annotation, within)
+        else:
+            default = field.get_default(call_default_factory=True)
+            found[within] = default.name if isinstance(default, Rule) else default
+    return found
+
+
+def test_the_page_on_runs_tells_every_key_and_its_default():
+    page = (CONFIG.parents[2] / "docs" / "how_to" / "runs.md").read_text()
+    part = page.split("## What the file says")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| `([\w.]+)` \| ?(.*?) \|", part, re.MULTILINE)
+    told = {key: default.strip("`") for key, default in rows}
+    expected = keys(RunConfig)
+    assert list(told) == list(expected)
+    for key, default in expected.items():
+        if default is None:
+            assert told[key] in ("", "none"), key
+        else:
+            assert tomllib.loads(f"it = {told[key]}")["it"] == json.loads(json.dumps(default)), key
+
+
+@pytest.mark.parametrize(
+    ("settlement", "words"),
+    [
+        ({"rule": "proportional"}, "settlement.rule.name: Input should be 'high_water_mark'"),
+        ({"rule": 3}, "settlement.rule: give a rule's name, or a table"),
+        ({"rule": {"name": "power"}}, "settlement.rule: power needs exponent; give it"),
+        ({"rule": {"name": "softmax", "cap": 1}}, "cap is no option of softmax, which has temp"),
+        ({"rule": {"name": "softmax", "temperature": -1}}, "temperature is -1"),
+        ({"rule": {"name": "bounded", "of": {"exponent": 2}}}, "settlement.rule.of: exponent is"),
+        ({"rounding": "up"}, "settlement.rounding: Input should be 'largest_remainder' or"),
+        ({"release_lag": -1}, "settlement.release_lag: "),
+        ({"decimals": 19}, "settlement.decimals: "),
+    ],
+)
+def test_terms_that_cannot_be_are_refused_by_place(settlement, words):
+    whole = tomllib.loads(CONFIG.read_text())
+    with pytest.raises(ConfigError, match=words):
+        parse_config({**whole, "settlement": settlement}, "it")
+
+
+def test_terms_are_part_of_the_digest_where_they_say_something_new():
+    content = tomllib.loads(CONFIG.read_text())
+    plain = RunConfig.model_validate(content)
+    content["settlement"] |= {"rule": "high_water_mark", "decimals": 2, "release_lag": 0}
+    assert RunConfig.model_validate(content).digest() == plain.digest()
+    rule = {"name": "bounded", "cap": 0.4, "of": {"name": "power", "exponent": 0.1}}
+    content["settlement"]["rule"] = rule
+    config = RunConfig.model_validate(content)
+    assert config.digest() != plain.digest()
+    assert config.model_dump()["settlement"]["rule"] == rule
+    assert parse_config(json.loads(config.canonical()), "it") == config
+    spec = config.settlement.rule.share_rule().spec
+    assert (spec["cap"], spec["of"]["exponent"]) == ("2/5", "1/10")  # as written, not as floats are

@@ -20,7 +20,7 @@ def value_rows(metrics: Sequence[Record], config: RunConfig, test: Sequence[Reco
         test: What its results tell of the test rows, which were looked at once, after training.
     """
     last = max(record["epoch"] for record in metrics)
-    compared = ("change", "after, unscreened", "change, unscreened")
+    compared = ("change", "unscreened", "its change")
     rows: Rows = [("value", "asked for", "rows", "before", "after", *compared)]
 
     def mean(trainer: str, epoch: int, field: str, value: str) -> float:
@@ -70,12 +70,15 @@ def outcome(test: Sequence[Record], config: RunConfig) -> str:
     if not better and not worse:
         return ""
     ends = [
-        f"{len(some)} ended {what} with screening than without: {', '.join(some)}"
-        for what, some in (("lower", better), ("no lower", worse))
+        f"{len(some)} ended {what}: {', '.join(some)}"
+        for what, some in (
+            ("lower with screening than without", better),
+            ("no lower with screening than without", worse),
+        )
         if some
     ]
     return (
-        f"On the test rows, of {len(better) + len(worse)} protected groups' losses "
+        f"Of {len(better) + len(worse)} protected groups' losses on the test rows, "
         + "; ".join(ends)
         + ". The screen's own rows say whether its promise was kept; other rows, what it was worth."
     )
