@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from vcca_jax.export import Posting, to_beancount, to_csv, to_parquet
+from vcca_jax.export import Posting, snapshot, to_beancount, to_csv, to_parquet
 from vcca_jax.ledger import Ledger, LedgerError, settle_streams
 
 names = ("ann", "Ann", "a-n", 'a"\\,\nn', "zoë", "a.n")
@@ -89,6 +89,46 @@ def test_parquet_has_the_rows_of_csv_with_numbers_as_numbers(ledger, tmp_path):
     assert sum(table["amount"].to_pylist()) == 0
     assert table.schema.metadata[b"vcca_head"].decode() == ledger.head()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["ledger", "ledger.parquet"]
+
+
+def test_the_ledger_itself_is_not_written_over(ledger, tmp_path):
+    pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
+    (tmp_path / "same.parquet").hardlink_to(tmp_path / "ledger")
+    for path in (tmp_path / "ledger", str(tmp_path / "same.parquet")):
+        with pytest.raises(LedgerError, match="is the ledger that is read"):
+            to_parquet(ledger, path)
+    ledger.verify()
+
+
+class Busy:
+    """A ledger into which somebody settles as soon as it has been read through."""
+
+    def __init__(self, ledger):
+        self.ledger, self.terms, self.path = ledger, ledger.terms, ledger.path
+
+    def entries(self):
+        yield from self.ledger.entries()
+        self.ledger.settle(f"later {self.ledger.head()}", {"ann": 5.0}, 7)
+
+    def accounts(self):
+        return self.ledger.accounts()
+
+    def head(self):
+        return self.ledger.head()
+
+
+def test_an_export_is_of_one_moment(ledger, tmp_path):
+    wanted, head = to_beancount(ledger), ledger.head()
+    assert to_beancount(Busy(ledger)) == wanted
+    frozen = snapshot(ledger)
+    text, beans = to_csv(frozen), to_beancount(frozen)
+    ledger.settle("later", {"ann": 5.0}, 7)
+    assert (to_csv(frozen), to_beancount(frozen)) == (text, beans)
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
+    head = ledger.head()
+    to_parquet(Busy(ledger), tmp_path / "ledger.parquet")
+    table = parquet.read_table(tmp_path / "ledger.parquet")
+    assert table["hash"].to_pylist()[-1] == table.schema.metadata[b"vcca_head"].decode() == head
 
 
 def test_an_empty_ledger_is_exported(tmp_path):

@@ -12,6 +12,7 @@ from tests.run_examples import smoke
 from vcca_jax.cli import commands as cli
 from vcca_jax.ledger import Ledger
 from vcca_jax.runs import read_results, run
+from vcca_jax.share_rules import ShareRule
 
 runner = CliRunner()
 
@@ -43,9 +44,23 @@ def refused(code, *arguments) -> str:
 def test_verify_of_a_run_and_of_its_file(runs):
     head = read_results(runs / "demo")["ledger_head"]
     for place in (("demo", "--runs", runs), (runs / "demo" / "ledger.sqlite",)):
-        assert "whole: 3 entries, 2 settlements" in done("verify", *place)
+        assert "sound: 3 entries, 2 settlements" in done("verify", *place)
         assert head in done("verify", *place, "--head", head)
         assert "not in the chain" in refused(1, "verify", *place, "--head", 64 * "0")
+        for wrong in (head[:16], "nothex", 63 * "0" + "g"):
+            assert "all of its 64 hexadecimal digits" in refused(
+                2, "verify", *place, "--head", wrong
+            )
+
+
+def test_verify_says_what_it_could_not_see(runs):
+    head, bare = read_results(runs / "demo")["ledger_head"], runs / "demo" / "ledger.sqlite"
+    said = "no head was given: a cut at the end would not be seen"
+    assert said in done("verify", bare)
+    assert said in told("verify", bare)["note"]
+    assert said not in done("verify", bare, "--head", head.upper())
+    assert said not in done("verify", "demo", "--runs", runs)  # its heads are kept elsewhere
+    assert "note" not in told("verify", "demo", "--runs", runs)
 
 
 def test_replay_settles_again_from_the_records(runs):
@@ -111,6 +126,7 @@ def test_replay_tells_a_ledger_that_was_cut_short_or_corrected(runs, tmp_path):
             int(said["revenue"]),
             gain=int(said["gain"]) / one,
             carry_over=int(said["carry_over"]) / one,
+            evidence=said["evidence"],
         )
     words = refused(1, "replay", "demo", "--runs", tmp_path)
     assert "ends with entry 1 where the run's records settle on to entry 2" in words
@@ -142,7 +158,8 @@ def test_a_statement_in_words_and_files(runs, tmp_path):
 def test_exports_go_to_the_terminal_or_a_file(runs, tmp_path):
     text = done("export", "demo", "--runs", runs)
     assert text.startswith("seq,kind,stream,period,account,amount,currency,hash\n")
-    done("export", "demo", "--runs", runs, "--out", tmp_path / "x.csv")
+    said = done("export", "demo", "--runs", runs, "--out", tmp_path / "x.csv")
+    assert said == f"{len(text.splitlines()) - 1} postings are in {tmp_path / 'x.csv'}\n"
     assert (tmp_path / "x.csv").read_text() == text
     done("export", "demo", "--runs", runs, "--out", tmp_path / "x.beancount")
     beans = done("export", "demo", "--runs", runs, "--format", "beancount")
@@ -152,6 +169,42 @@ def test_exports_go_to_the_terminal_or_a_file(runs, tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
     done("export", "demo", "--runs", runs, "--out", tmp_path / "x.parquet")
     assert parquet.read_table(tmp_path / "x.parquet").num_rows == len(text.splitlines()) - 1
+
+
+def test_nothing_is_written_over_what_it_is_read_from(runs, tmp_path):
+    shutil.copytree(runs / "demo", tmp_path / "demo")
+    place = tmp_path / "demo" / "ledger.sqlite"
+    (tmp_path / "same.csv").hardlink_to(place)
+    before = {path: path.read_bytes() for path in (tmp_path / "demo").rglob("*") if path.is_file()}
+    for where in (("demo", "--runs", tmp_path), (place,)):
+        for target in (place, tmp_path / "same.csv"):
+            for form in ("csv", "beancount", "parquet"):
+                assert "is the ledger that is read" in refused(
+                    2, "export", *where, "--out", target, "--format", form
+                )
+        for name in ("agents.jsonl", "config.json", "results.json"):
+            assert "one of the run's own files" in refused(
+                2, "export", *where, "--out", tmp_path / "demo" / name, "--format", "csv"
+            )
+        picture = next((tmp_path / "demo" / "figures").glob("*.png"))
+        assert "one of the run's own files" in refused(
+            2, "statement", "cleveland", *where, "--out", picture
+        )
+        done("export", *where, "--out", tmp_path / "demo" / "mine.csv")  # twice, over the first
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_names_are_printed_as_they_are_and_a_rule_of_ones_own_is_explained(tmp_path):
+    name = "team:rocket: [b]x[/b]"
+    with Ledger.open(tmp_path / "named") as opened:
+        opened.settle("the :rocket: month", {name: 1.0}, 100)
+    assert f"Statement of {name}" in done("statement", name, tmp_path / "named")
+    assert "the :rocket: month" in done("replay", tmp_path / "named")
+    rule = ShareRule({"rule": "mine"}, lambda credits, standings: dict.fromkeys(credits, 1))
+    Ledger.open(tmp_path / "mine", rule=rule).close()
+    for command in (("verify",), ("replay",), ("statement", "ann"), ("export",)):
+        words = refused(1, *command, tmp_path / "mine")
+        assert "the command line knows the package's own rules only" in words
 
 
 def told(*arguments) -> dict:

@@ -168,6 +168,39 @@ def test_a_locked_ledger_says_so_and_nothing_is_lost(path):
         ledger.verify()
 
 
+def test_reading_beside_a_writer_says_what_is_the_matter(path):
+    with opened(path, timeout=0.05) as ledger:
+        ledger.settle(0, {"ann": 1.0}, 10)
+        entries = ledger.entries()
+        next(entries)
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(LockedLedgerError, match="another process"):
+            next(entries)
+        with pytest.raises(LockedLedgerError, match="another process"):
+            ledger.statement("ann")
+        other.close()
+        entries = ledger.entries()
+        next(entries)
+    for ask in (lambda: next(entries), ledger.balances, lambda: next(ledger.entries())):
+        with pytest.raises(LedgerError, match="is closed; open it again"):
+            ask()
+
+
+def test_a_commit_and_a_new_name_outlive_the_loss_of_power(path, monkeypatch):
+    synced = []
+
+    def fsync(descriptor, real=os.fsync):
+        synced.append(os.fstat(descriptor).st_ino)
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with opened(path) as ledger:
+        assert path.parent.stat().st_ino in synced
+        # EXTRA: the folder is written down after the journal is taken out of it.
+        assert ledger._store._connection.execute("PRAGMA synchronous").fetchone() == (3,)
+
+
 def test_many_processes_settle_at_once_and_nothing_is_lost(path):
     program = """
 import sys

@@ -71,6 +71,18 @@ def test_a_runs_configuration_is_read_with_its_own_scope():
     assert "oldest third" in result.output
 
 
+def test_json_is_one_object_that_says_whether_all_is_well(told):
+    assert json.loads(told(STATED, "--json").stdout)["ok"] is True
+    against = told(STATED, "--json", "--scope", "everyone")
+    assert against.exit_code == 1
+    assert json.loads(against.stdout)["ok"] is False
+    wrong = told("profiles = ", "--json")
+    assert wrong.exit_code == 2
+    said = json.loads(wrong.stdout)
+    assert (said["ok"], said["exit_code"]) == (False, 2)
+    assert "no valid TOML" in said["error"]
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

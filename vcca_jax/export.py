@@ -6,13 +6,15 @@ import importlib
 import io
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from vcca_jax.files import replacing
-from vcca_jax.ledger import Ledger, LedgerError
+from vcca_jax.ledger import Entry, Ledger, LedgerError
+from vcca_jax.ledger.terms import Terms
 
 
 class Posting(NamedTuple):
@@ -39,8 +41,31 @@ class Posting(NamedTuple):
     hash: str
 
 
-def postings(ledger: Ledger) -> Iterator[Posting]:
-    """Go through all postings of an open ledger in their order."""
+class Snapshot(NamedTuple):
+    """A ledger as it was when it was read, whatever is settled since.
+
+    Attributes:
+        path: Where the ledger is.
+        terms: Its terms.
+        read: Its entries.
+    """
+
+    path: Path
+    terms: Terms
+    read: tuple[Entry, ...]
+
+    def entries(self) -> Iterator[Entry]:
+        """Iterate over the entries."""
+        return iter(self.read)
+
+
+def snapshot(ledger: Ledger) -> Snapshot:
+    """Read an open ledger once, for several exports of the same entries."""
+    return Snapshot(ledger.path, ledger.terms, tuple(ledger.entries()))
+
+
+def postings(ledger: Ledger | Snapshot) -> Iterator[Posting]:
+    """Go through all postings of an open ledger, or of a snapshot, in their order."""
     currency = ledger.terms.currency
     for seq, kind, content, digest in ledger.entries():
         stream, period = content.get("stream", ""), content.get("period", "")
@@ -48,13 +73,13 @@ def postings(ledger: Ledger) -> Iterator[Posting]:
             yield Posting(seq, kind, stream, period, account, int(amount), currency, digest)
 
 
-def to_csv(ledger: Ledger) -> str:
+def to_csv(ledger: Ledger | Snapshot) -> str:
     """Write every posting as a line of comma-separated values.
 
     Columns are the fields of `Posting`.
 
     Args:
-        ledger: An open ledger.
+        ledger: An open ledger, or a snapshot.
 
     Returns:
         The text, with a header and "\\n" after each line.
@@ -66,19 +91,23 @@ def to_csv(ledger: Ledger) -> str:
     return out.getvalue()
 
 
-def to_parquet(ledger: Ledger, path: str | os.PathLike[str]) -> None:
+def to_parquet(ledger: Ledger | Snapshot, path: str | os.PathLike[str]) -> None:
     """Write every posting as a row of a Parquet file, all of it or nothing.
 
     Columns are the fields of `Posting`; the entry's number and the amount are 64-bit integers, the
     rest is text. The file's metadata tells the ledger's head hash under "vcca_head".
 
     Args:
-        ledger: An open ledger.
-        path: The file; one that is there is replaced.
+        ledger: An open ledger, or a snapshot.
+        path: The file; one that is there is replaced, unless it is the ledger itself.
 
     Raises:
-        LedgerError: If pyarrow, an optional dependency, is not installed.
+        LedgerError: If pyarrow, an optional dependency, is not installed; or the file is the
+            ledger's.
     """
+    path = Path(path)
+    if path.exists() and path.samefile(ledger.path):
+        raise LedgerError(f"{path} is the ledger that is read; give another path")
     try:
         pyarrow: Any = importlib.import_module("pyarrow")
         parquet: Any = importlib.import_module("pyarrow.parquet")
@@ -89,15 +118,20 @@ def to_parquet(ledger: Ledger, path: str | os.PathLike[str]) -> None:
         ) from None
     numbers = {"seq": pyarrow.int64(), "amount": pyarrow.int64()}
     types = dict.fromkeys(Posting._fields, pyarrow.string()) | numbers
-    schema = pyarrow.schema(list(types.items()), metadata={"vcca_head": ledger.head()})
+    if not isinstance(ledger, Snapshot):
+        ledger = snapshot(ledger)
+    schema = pyarrow.schema(list(types.items()), metadata={"vcca_head": ledger.read[-1].hash})
     rows = list(postings(ledger))
     columns = {name: [getattr(row, name) for row in rows] for name in Posting._fields}
-    with replacing(Path(path)) as beside:
+    with replacing(path) as beside:
         parquet.write_table(pyarrow.table(columns, schema=schema), beside)
 
 
 def to_beancount(
-    ledger: Ledger, *, decimals: int = 2, first_day: datetime.date = datetime.date(2000, 1, 1)
+    ledger: Ledger | Snapshot,
+    *,
+    decimals: int = 2,
+    first_day: datetime.date = datetime.date(2000, 1, 1),
 ) -> str:
     """Write the ledger as a beancount file, one transaction an entry, balances asserted at the end.
 
@@ -107,7 +141,7 @@ def to_beancount(
     allow in them as hexadecimal, so that no two names coincide; metadata tells the name itself.
 
     Args:
-        ledger: An open ledger.
+        ledger: An open ledger, or a snapshot.
         decimals: Digits of a minor unit; 2 where 100 minor units make one of the currency.
         first_day: The date of entry 0.
 
@@ -121,6 +155,7 @@ def to_beancount(
     if not re.fullmatch(r"[A-Z][A-Z0-9'._-]{0,22}[A-Z0-9]", currency):
         raise LedgerError(f"currency is {currency!r}; beancount needs one like 'EUR'")
     opened: dict[str, int] = {}
+    balances: Counter[str] = Counter()
     body: list[str] = []
     seq = 0
     for seq, kind, content, digest in ledger.entries():
@@ -132,18 +167,19 @@ def to_beancount(
         body.append(f'  hash: "{digest}"')
         for account, amount in postings.items():
             opened.setdefault(account, seq)
+            balances[account] += int(amount)
             body.append(f"  {_account(account)}  {_decimal(int(amount), decimals)} {currency}")
         body.append("")
     head = []
     for account, since in opened.items():
         head.append(f"{_day(first_day, since)} open {_account(account)} {currency}")
         head.append(f"  account: {_quoted(account)}")
-    balances = [
+    stated = [
         f"{_day(first_day, seq + 1)} balance {_account(account)}  "
         f"{_decimal(amount, decimals)} {currency}"
-        for account, amount in ledger.accounts().items()
+        for account, amount in balances.items()
     ]
-    return "\n".join([*head, "", *body, *balances, ""])
+    return "\n".join([*head, "", *body, *stated, ""])
 
 
 def _day(first: datetime.date, seq: int) -> str:

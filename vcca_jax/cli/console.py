@@ -32,8 +32,9 @@ else:
 from rich.console import Console
 from rich.markup import escape
 
-out = Console()
-err = Console(stderr=True)
+# Names of principals and values may look like emoji: team:rocket: is one.
+out = Console(emoji=False)
+err = Console(stderr=True, emoji=False)
 
 FAILED, MISTAKEN, INTERRUPTED = 1, 2, 130
 EXIT_CODES = (
@@ -114,20 +115,31 @@ def errors(*, as_json: bool = False) -> Iterator[None]:
 
 
 def tell(content: dict[str, Any]) -> None:
-    """Print one JSON object that says that all went well, on one line."""
+    """Print one JSON object on one line; it says that all went well, unless "ok" says otherwise."""
     typer.echo(json.dumps({"ok": True, **content}, ensure_ascii=False, allow_nan=False))
 
 
-def tell_whole(verification: "Verification", *, as_json: bool = False) -> None:
-    """Print what a verification that found nothing wrong went through."""
+def tell_whole(
+    verification: "Verification", *, as_json: bool = False, headless: bool = False
+) -> None:
+    """Print what a verification that found nothing wrong went through.
+
+    Args:
+        verification: What it went through.
+        as_json: As one JSON object.
+        headless: Whether there was no head to look for.
+    """
+    note = "no head was given: a cut at the end would not be seen" if headless else ""
     if as_json:
-        tell(verification._asdict())
+        tell({**verification._asdict(), **({"note": note} if note else {})})
         return
     out.print(
-        f"[green]whole[/green]: {verification.entries} entries,"
+        f"[green]sound[/green]: {verification.entries} entries,"
         f" {verification.settlements} settlements, head {verification.head}",
         soft_wrap=True,
     )
+    if note:
+        out.print(f"{note}; keep this one, and give it next time with --head", soft_wrap=True)
 
 
 def fail(words: str, code: int, *, as_json: bool = False) -> NoReturn:

@@ -1,5 +1,6 @@
 """The commands of a ledger: verify, replay, statement, export."""
 
+import re
 import tempfile
 from enum import StrEnum
 from pathlib import Path
@@ -50,7 +51,8 @@ class _Found(NamedTuple):
 def verify(
     where: Where,
     head: Annotated[
-        str | None, typer.Option(help="A head hash kept elsewhere, which the chain must hold.")
+        str | None,
+        typer.Option(help="A head hash kept elsewhere, all 64 digits, which the chain must hold."),
     ] = None,
     runs: Folder = Path("runs"),
     as_json: Json = False,
@@ -59,13 +61,18 @@ def verify(
     from vcca_jax.runs import verify_run
 
     with errors(as_json=as_json):
+        if head is not None and not re.fullmatch("[0-9a-fA-F]{64}", head):
+            raise ValueError(
+                f"--head {head} is no head hash; give all of its 64 hexadecimal digits"
+            )
         found = _find(where, runs)
         if found.run is not None:
             verification = verify_run(found.run, head=head)
         else:
             with _opened(found) as ledger:
                 verification = ledger.verify(head)
-    tell_whole(verification, as_json=as_json)
+    # A run keeps heads in its checkpoints and results.
+    tell_whole(verification, as_json=as_json, headless=head is None and found.run is None)
 
 
 @app.command(epilog="Example: vcca-jax ledger replay heart --last 5")
@@ -137,13 +144,14 @@ def statement(
         if target is not None and target.suffix not in {".html", ".png", ".txt"}:
             raise ValueError(f"--out {target} must end in .html, .png or .txt")
         found = _find(where, runs)
+        _check_free(target, found)
         with _opened(found) as ledger:
             if principal not in (known := ledger.balances()):
                 raise ValueError(
                     f"principal {principal!r} is unknown (registered: {', '.join(sorted(known))});"
                     " correct the name"
                 )
-            told, rule, head = ledger.statement(principal), ledger.terms.rule, ledger.head()
+            told = ledger.statement(principal)
         screened: dict[str, Screening] = {}
         if found.run is not None:
             screened = screenings(
@@ -153,12 +161,16 @@ def statement(
             )
         place = (where,) if found.run is None else (where, "--runs", str(runs))
         sections = document(
-            told, screened, rule=rule["rule"], checks=checks(place, head), decimals=decimals
+            told,
+            screened,
+            rule=told.rule["rule"],
+            checks=checks(place, told.head),
+            decimals=decimals,
         )
         text = as_text(sections)
         if as_json:
             page = {} if target is None else {"page": str(target)}
-            tell({**page, **_statement_fields(told, screened), "rule": rule, "head": head})
+            tell({**page, **_statement_fields(told, screened)})
         else:
             out.print(escape(text), soft_wrap=True, highlight=False, end="")
         if target is None:
@@ -194,9 +206,9 @@ def export(
 ) -> None:
     """Write every posting as CSV, as a beancount file or as Parquet; with --json, tell them.
 
-    With --json and --out it says what was written where.
+    With --out it says what was written where.
     """
-    from vcca_jax.export import postings, to_beancount, to_csv, to_parquet
+    from vcca_jax.export import postings, snapshot, to_beancount, to_csv, to_parquet
     from vcca_jax.runs.records import write_text
 
     with errors(as_json=as_json):
@@ -207,23 +219,27 @@ def export(
                 tell({"postings": [each._asdict() for each in postings(ledger)]})
             return
         form = _form(form, target)
-        with _opened(_find(where, runs)) as ledger:
-            count = sum(1 for _ in postings(ledger))
-            if form is Form.PARQUET:
-                if target is None:
-                    raise ValueError("Parquet is no text; say where to write it with --out")
-                to_parquet(ledger, target)
-                text = None
-            elif form is Form.BEANCOUNT:
-                text = to_beancount(ledger, decimals=decimals)
-            else:
-                text = to_csv(ledger)
-        if target is None:
-            typer.echo(text, nl=False)
-        elif text is not None:
+        if form is Form.PARQUET and target is None:
+            raise ValueError("Parquet is no text; say where to write it with --out")
+        found = _find(where, runs)
+        _check_free(target, found)
+        with _opened(found) as ledger:
+            read = snapshot(ledger)
+        count = sum(1 for _ in postings(read))
+        if form is Form.PARQUET and target is not None:
+            to_parquet(read, target)
+        else:
+            beans = form is Form.BEANCOUNT
+            text = to_beancount(read, decimals=decimals) if beans else to_csv(read)
+            if target is None:
+                typer.echo(text, nl=False)
+                return
             write_text(target, text)
         if as_json:
             tell({"file": str(target), "format": form.value, "postings": count})
+        else:
+            words = f"{count} postings are in {target}"
+            out.print(words, markup=False, highlight=False, soft_wrap=True)
 
 
 class _Derived(NamedTuple):
@@ -297,6 +313,21 @@ def _statement_fields(told: "Statement", screened: "dict[str, Screening]") -> di
         "lines": [{**line._asdict(), "share": str(line.share)} for line in told.lines],
         "screened": {period: each._asdict() for period, each in screened.items()},
     }
+
+
+def _check_free(target: Path | None, found: _Found) -> None:
+    """Refuse to write over the ledger that is read, or over what its run has recorded."""
+    if target is None:
+        return
+    if target.exists() and target.samefile(found.ledger):
+        raise ValueError(f"--out {target} is the ledger that is read; give another path")
+    folder = found.ledger.parent
+    if not (folder / "config.json").is_file() or not target.exists():
+        return
+    own = [folder / "config.json", folder / "results.json", *folder.glob("*.jsonl")]
+    own += [path for part in ("checkpoints", "figures") for path in (folder / part).rglob("*")]
+    if any(path.exists() and target.samefile(path) for path in own):
+        raise ValueError(f"--out {target} is one of the run's own files; give another path")
 
 
 def _form(form: Form | None, target: Path | None) -> Form:

@@ -1,13 +1,12 @@
 """The command that reads value profiles to a person: tables, contradictions, TOML, JSON."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from rich.markup import escape
 
-from vcca_jax.cli.console import errors, out, typer
+from vcca_jax.cli.console import errors, out, tell, typer
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -41,30 +40,33 @@ def profiles(
         typer.Option(help="Who screens whom; the configuration's by default, else own."),
     ] = None,
     toml: Annotated[bool, typer.Option("--toml", help="Print them as TOML, normalised.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print them as JSON.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object instead; errors too.")
+    ] = False,
 ) -> None:
     """Read the principals' profiles out, and point out where they contradict each other.
 
-    The exit code is 1 if some contradiction leaves no update to make.
+    The exit code is 1, and "ok" in JSON is false, if some contradiction leaves no update to make.
     """
     from vcca_jax.contradictions import contradictions
     from vcca_jax.profile_files import profiles_toml
 
-    with errors():
+    with errors(as_json=as_json):
         if toml and as_json:
             raise ValueError("--toml and --json are two ways to print; choose one")
         read = _read(file)
     held: Scope = scope or read.scope or "own"
     stated = {name: profile.constraints() for name, profile in read.profiles.items()}
     found = contradictions(stated, together=held == "everyone")
+    fatal = any(each.consequence != "sale" for each in found)
     if toml:
         typer.echo(profiles_toml(read.profiles), nl=False)
     elif as_json:
-        typer.echo(_json(read.profiles, held, found))
+        tell(_fields(read.profiles, held, found, ok=not fatal))
     else:
         out.print(_table(read.profiles, stated))
         _tell(found, held, between=len(stated) > 1)
-    if any(each.consequence != "sale" for each in found):
+    if fatal:
         raise typer.Exit(1)
 
 
@@ -129,10 +131,16 @@ def _tell(found: "list[Contradiction]", scope: Scope, *, between: bool) -> None:
         )
 
 
-def _json(profiles: "Mapping[str, Profile]", scope: Scope, found: "list[Contradiction]") -> str:
-    content = {
+def _fields(
+    profiles: "Mapping[str, Profile]",
+    scope: Scope,
+    found: "list[Contradiction]",
+    *,
+    ok: bool,
+) -> dict[str, Any]:
+    return {
+        "ok": ok,
         "scope": scope,
         "profiles": {name: profile.model_dump(mode="json") for name, profile in profiles.items()},
         "contradictions": [each._asdict() for each in found],
     }
-    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)

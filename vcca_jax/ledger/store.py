@@ -1,8 +1,9 @@
 """The SQLite file of a ledger: one table of entries, appended to in transactions, never edited.
 
-The rollback journal and full synchronisation make a commit survive the loss of power, and, as
-nothing is ever deleted and no time is recorded, the file's bytes depend on the committed entries
-alone: a run killed at any moment and resumed ends with the same file.
+The rollback journal and synchronisation of file and folder ("EXTRA": a commit is the removal of the
+journal, which "FULL" leaves to the system to write down) make a commit survive the loss of power,
+and, as nothing is ever deleted and no time is recorded, the file's bytes depend on the committed
+entries alone: a run killed at any moment and resumed ends with the same file.
 """
 
 import contextlib
@@ -55,7 +56,7 @@ class Store:
         self._connection = self._connect("ro" if read_only else "rw", timeout)
         try:
             with _translated(path):
-                self._connection.execute("PRAGMA synchronous=FULL")
+                self._connection.execute("PRAGMA synchronous=EXTRA")
                 # Room for a hundred large entries, so that a batch is written at its end, at once.
                 self._connection.execute("PRAGMA cache_size=-16384")
             with self.reading():
@@ -134,10 +135,13 @@ class Store:
     def rows(self, first: int = -(2**63)) -> Iterator[tuple[int, bytes, bytes]]:
         """Read the entries from number `first` on; by default all, those numbered wrongly too."""
         query = "SELECT seq, payload, hash FROM entries WHERE seq >= ? ORDER BY seq"
-        for seq, payload, digest in self._connection.execute(query, (first,)):
-            if type(payload) is not str or type(digest) is not bytes:
-                raise CorruptLedgerError(f"{self.path}: entry {seq} has been altered; {RESTORE}")
-            yield seq, payload.encode("latin-1"), digest
+        with _translated(self.path):
+            for seq, payload, digest in self._connection.execute(query, (first,)):
+                if type(payload) is not str or type(digest) is not bytes:
+                    raise CorruptLedgerError(
+                        f"{self.path}: entry {seq} has been altered; {RESTORE}"
+                    )
+                yield seq, payload.encode("latin-1"), digest
 
     def row(self, seq: int) -> tuple[bytes, bytes]:
         """Read the payload and the hash of one entry."""
@@ -150,7 +154,8 @@ class Store:
     def digest(self, seq: int) -> bytes | None:
         """Read the hash of one entry, or None if there is no such entry."""
         query = "SELECT hash FROM entries WHERE seq = ?"
-        found = self._connection.execute(query, (seq,)).fetchone()
+        with _translated(self.path):
+            found = self._connection.execute(query, (seq,)).fetchone()
         return None if found is None else found[0]
 
     def append(self, seq: int, payload: bytes, digest: bytes) -> None:
@@ -183,7 +188,7 @@ def create(path: Path, payload: bytes, digest: bytes) -> None:
         with _translated(path), contextlib.closing(sqlite3.connect(draft)) as connection:
             connection.isolation_level = None
             connection.execute("PRAGMA page_size=4096")
-            connection.execute("PRAGMA synchronous=FULL")
+            connection.execute("PRAGMA synchronous=EXTRA")
             connection.execute("BEGIN IMMEDIATE")
             connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
             connection.execute(_TABLE)
@@ -205,6 +210,17 @@ def _publish(draft: Path, path: Path) -> None:
     except OSError:  # a file system without links: a rename is as whole, but could overwrite
         if not path.exists():
             os.rename(draft, path)
+    _keep_names(path.parent)
+
+
+def _keep_names(folder: Path) -> None:
+    """Write down what files a folder holds; where a system can't, it does so itself, later."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _insert(connection: sqlite3.Connection, seq: int, payload: bytes, digest: bytes) -> None:
@@ -234,6 +250,8 @@ def _translated(path: Path) -> Iterator[None]:
     except UnicodeDecodeError as error:  # from a message about damaged names
         raise CorruptLedgerError(f"{path} is damaged; {RESTORE}") from error
     except sqlite3.Error as error:
+        if isinstance(error, sqlite3.ProgrammingError) and "closed" in str(error):
+            raise LedgerError(f"{path} is closed; open it again") from error
         code = _primary(error)
         if code == sqlite3.SQLITE_NOTADB:
             raise ForeignLedgerError(_FOREIGN.format(path)) from error
