@@ -125,7 +125,8 @@ def report_page(folder: str | Path, *, decimals: int | None = None) -> str:
             "rows": values,
             "lead": outcome(results["test"], config),
             "note": "Mean over seeds; less is better for a protected value, more for a forbidden"
-            " one. Unscreened: after the same training without a screen. Screen's: the rows that the screen measures on, which are trained on in effect."
+            " one. Unscreened: after the same training without a screen. Screen's: the rows that"
+            " the screen measures on, which are trained on in effect."
             " Validation: rows that no screen sees, but on which credit is measured, and on which"
             " settings are chosen. Test: rows that were looked at once, after training, where a"
             " value is a group's loss.",
