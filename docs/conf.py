@@ -46,6 +46,7 @@ python_maximum_signature_line_length = 80
 nitpick_ignore_regex = [
     (r"py:.*", r"(?!vcca_jax\.).*"),
     (r"py:.*", r"vcca_jax\.ledger\.store\.Store"),  # the file behind a ledger, not for users
+    (r"py:.*", r"vcca_jax\.earnings\.State"),  # a type variable
 ]
 
 html_theme = "furo"

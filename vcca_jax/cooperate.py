@@ -137,10 +137,11 @@ def cooperate(
             makes every sample an agent.
 
     Raises:
-        ValueError: a stage that is none, such as its name; ``credit_examples`` without what it
-            takes; by ``init`` and the step, profiles of other values than these; by the step, what
-            is no batch, an optimizer that is not of that kind, an estimator that does not return
-            one credit an agent, or a screen without a ``ScreenReport``.
+        ValueError: an argument that is not a stage, such as a stage's name; ``credit_examples``
+            without what it needs; by ``init`` and the step, profiles of other values than these; by
+            the step, something that is not a batch, an optimizer that is not of that kind, an
+            estimator that does not return one credit an agent, or a screen without a
+            ``ScreenReport``.
     """
     _check_stages(loss_fn, optimizer, validation_loss, values)
     _check_options(screen, estimator, metric, method, stream_values)

@@ -112,8 +112,8 @@ def cooperative(
         A ``Cooperative`` whose arrays have shape [capacity, sample_capacity, ...].
 
     Raises:
-        ValueError: no shard, unequal lengths, shapes or dtypes, what is no number, a value that is
-            not finite, a label out of range, names that are not unique, or a capacity that is too
+        ValueError: no shard, unequal lengths, shapes or dtypes, an input that is not a number, a
+            value that is not finite, a label out of range, names that are not unique, or a capacity that is too
             small.
 
     Example:

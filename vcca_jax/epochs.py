@@ -1,4 +1,4 @@
-"""Epochs on the device: steps in one scan, compiled once, told of by the chunk.
+"""Epochs on the device: steps in one scan, compiled once, reported in chunks.
 
 ``scan_steps`` is the pure part, a ``lax.scan`` over the steps of a plan that callers jit, vmap or
 nest as they like. ``epoch_runner`` is a host's part for long runs: it compiles one program of k
@@ -112,7 +112,7 @@ def epoch_runner(
         prefetch: of a streamed source, chunks read ahead.
 
     Raises:
-        ValueError: what is no trainer, or a chunk below 1; by ``run``, no step, or no chunk for an
+        ValueError: not a trainer, or a chunk below 1; by ``run``, no step, or no chunk for an
             iterable of steps.
     """
     if not callable(getattr(trainer, "step", None)):

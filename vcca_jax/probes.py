@@ -10,7 +10,7 @@ weights come from the value losses' context, a new fit recompiles nothing.
     loss = probe_loss(features, other_rows, their_labels, "sex told")
     context = {"sex told": fit(params)}
 
-Fit on other rows than are measured: what the probe learns by heart is not what the body tells. The
+Fit on other rows than are measured: what the probe memorises is not what the body tells. The
 probe is held still while the step is screened, so a step is kept from helping *this* probe.
 """
 

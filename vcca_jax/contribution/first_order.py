@@ -18,7 +18,7 @@ def first_order(
 
     which for gradient descent, momentum and weight decay included, is eta w_i <grad L_val, g~_i>,
     the published first-order in-run score. `influence` follows the loss at the parameters after the
-    step and needs a pass for it; `in_run` those of a step of which nobody is part. This one needs
+    step and needs a pass for it; `in_run` those of a step in which nobody takes part. This one needs
     the gradient where it is known: from the step's own pass (`cooperate(method="one_pass")`) it
     costs inner products only, for any A.
 
