@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from vcca_jax.ledger import Ledger
 from vcca_jax.runs import RunConfig
 from vcca_jax.runs.records import write_json, write_records, write_text
+from vcca_jax.runs.settling import terms
 
 EPOCHS, SEEDS = 3, 2
 TRAINERS = ("centralized", "unscreened", "cooperative")
@@ -23,7 +24,7 @@ FIGURES = (
 )
 
 
-def made_run(folder: Path, agents: Sequence[str], values: Sequence[str]) -> Path:
+def made_run(folder: Path, agents: Sequence[str], values: Sequence[str], **settlement) -> Path:
     """Write a run of three epochs that lacks nothing but checkpoints; numbers are drawn."""
     folder.mkdir(parents=True)
     config = RunConfig.model_validate(
@@ -38,6 +39,7 @@ def made_run(folder: Path, agents: Sequence[str], values: Sequence[str]) -> Path
                 for agent in agents
             },
             "training": {"epochs": EPOCHS, "seeds": SEEDS},
+            "settlement": settlement,
         }
     )
     draw = np.random.default_rng(0)
@@ -76,9 +78,7 @@ def made_run(folder: Path, agents: Sequence[str], values: Sequence[str]) -> Path
     write_text(folder / "config.json", config.canonical())
     write_records(folder / "metrics.jsonl", metrics)
     write_records(folder / "agents.jsonl", records)
-    with Ledger.open(
-        folder / "ledger.sqlite", config=config.digest(), principals=list(agents)
-    ) as ledger:
+    with Ledger.open(folder / "ledger.sqlite", principals=list(agents), **terms(config)) as ledger:
         for epoch in range(1, EPOCHS + 1):
             own = [r for r in records if r["epoch"] == epoch and r["seed"] == 0]
             ledger.settle(epoch, {r["agent"]: r["credit"] for r in own}, 1_000_000)
@@ -106,7 +106,8 @@ def made_run(folder: Path, agents: Sequence[str], values: Sequence[str]) -> Path
                 for t in TRAINERS
             ],
             "value_names": list(values),
-            "currency": "EUR",
+            "currency": config.settlement.currency,
+            "decimals": config.settlement.decimals,
             "revenue": 1_000_000 * EPOCHS,
             "reserve": 0,
             "carried": 0,

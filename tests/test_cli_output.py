@@ -144,6 +144,41 @@ def test_damage_ends_with_one_and_says_so_in_json(runs, tmp_path):
     assert not page.exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "commands"),
+    [
+        ("results.json", (("report", "demo"), ("verify", "demo"))),
+        ("agents.jsonl", (("ledger", "statement", "ana", "demo"), ("ledger", "replay", "demo"))),
+        ("config.json", (("verify", "demo"), ("resume", "demo"), ("ledger", "verify", "demo"))),
+    ],
+)
+@pytest.mark.parametrize("damage", [lambda text: text[:500], lambda text: "[]\n"])
+def test_damaged_files_of_a_run_are_named_and_end_with_one(runs, tmp_path, name, commands, damage):
+    shutil.copytree(runs / "demo", tmp_path / "demo")
+    path = tmp_path / "demo" / name
+    path.write_text(damage(path.read_text()))
+    for command in commands:
+        result = invoke(*command, "--runs", tmp_path)
+        assert result.exit_code == 1
+        assert f"{path} is damaged" in words(result.stderr)
+    assert invoke("ledger", "export", "demo", "--runs", tmp_path).exit_code == (
+        1 if name == "config.json" else 0
+    )
+
+
+def test_money_has_the_decimals_of_the_runs_currency_unless_others_are_asked_for(tmp_path):
+    made_run(tmp_path / "demo", ["ana", "ben"], ["women"], currency="JPY", decimals=0)
+    for command, own, asked in (
+        (("report", "demo"), "3,000,000", "3,000.000"),
+        (("ledger", "replay", "demo"), "1,000,000 JPY", "1,000.000 JPY"),
+        (("ledger", "export", "demo", "--format", "beancount"), "1000000 JPY", "1000.000 JPY"),
+    ):
+        for digits, shown in (((), own), (("--decimals", 3), asked)):
+            result = invoke(*command, *digits, "--runs", tmp_path)
+            assert result.exit_code == 0
+            assert shown in result.stdout
+
+
 def test_a_report_is_written_where_it_was_asked_for(runs, tmp_path):
     page = tmp_path / "new" / "page.html"
     result = invoke("report", "demo", "--runs", runs, "--out", page)

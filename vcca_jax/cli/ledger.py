@@ -31,7 +31,10 @@ app = typer.Typer(
 )
 
 Where = Annotated[str, typer.Argument(help="Name of a run in --runs, or the path of a ledger.")]
-Decimals = Annotated[int, typer.Option(min=0, max=18, help="Digits of a minor unit: 2 for cents.")]
+Decimals = Annotated[
+    int | None,
+    typer.Option(min=0, max=18, help="Digits of a minor unit; a run's own, or 2 (cents)."),
+]
 
 
 class Form(StrEnum):
@@ -80,7 +83,7 @@ def replay(
     where: Where,
     last: Annotated[int, typer.Option(min=0, help="How many entries to print.")] = 20,
     runs: Folder = Path("runs"),
-    decimals: Decimals = 2,
+    decimals: Decimals = None,
     as_json: Json = False,
 ) -> None:
     """Derive every payment again and print it; for a run, from the run's own records, too.
@@ -89,6 +92,7 @@ def replay(
     """
     with errors(as_json=as_json):
         found = _find(where, runs)
+        decimals = _decimals(decimals, found)
         with _opened(found) as ledger:  # opening it derives every entry again
             entries = list(ledger.entries())
             currency = ledger.terms.currency
@@ -129,7 +133,7 @@ def statement(
         typer.Option("--out", help="Also write it here: .html (words and picture), .png or .txt."),
     ] = None,
     runs: Folder = Path("runs"),
-    decimals: Decimals = 2,
+    decimals: Decimals = None,
     as_json: Json = False,
 ) -> None:
     """Tell a principal what it was paid, for what, what was screened out, and how to check it.
@@ -144,6 +148,7 @@ def statement(
         if target is not None and target.suffix not in {".html", ".png", ".txt"}:
             raise ValueError(f"--out {target} must end in .html, .png or .txt")
         found = _find(where, runs)
+        decimals = _decimals(decimals, found)
         _check_free(target, found)
         with _opened(found) as ledger:
             if principal not in (known := ledger.balances()):
@@ -201,7 +206,7 @@ def export(
         Form | None, typer.Option("--format", help="By default what --out ends in, or csv.")
     ] = None,
     runs: Folder = Path("runs"),
-    decimals: Decimals = 2,
+    decimals: Decimals = None,
     as_json: Json = False,
 ) -> None:
     """Write every posting as CSV, as a beancount file or as Parquet; with --json, tell them.
@@ -222,6 +227,7 @@ def export(
         if form is Form.PARQUET and target is None:
             raise ValueError("Parquet is no text; say where to write it with --out")
         found = _find(where, runs)
+        decimals = _decimals(decimals, found)
         _check_free(target, found)
         with _opened(found) as ledger:
             read = snapshot(ledger)
@@ -352,6 +358,15 @@ def _find(where: str, runs: Path) -> _Found:
         raise ValueError(f"there is no ledger at {where}, and no run of that name in {runs}")
     folder = existing(where, runs)
     return _Found(folder / "ledger.sqlite", folder)
+
+
+def _decimals(asked: int | None, found: _Found) -> int:
+    """Digits of a minor unit: those asked for, a run's own, or those of cents."""
+    from vcca_jax.runs import stored_config
+
+    if asked is not None:
+        return asked
+    return 2 if found.run is None else stored_config(found.run).settlement.decimals
 
 
 def _opened(found: _Found) -> "Ledger":
