@@ -113,8 +113,8 @@ def cooperative(
 
     Raises:
         ValueError: no shard, unequal lengths, shapes or dtypes, an input that is not a number, a
-            value that is not finite, a label out of range, names that are not unique, or a capacity that is too
-            small.
+            value that is not finite, a label out of range, names that are not unique, or a capacity
+            that is too small.
 
     Example:
         >>> import numpy as np

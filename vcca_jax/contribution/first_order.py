@@ -18,9 +18,9 @@ def first_order(
 
     which for gradient descent, momentum and weight decay included, is eta w_i <grad L_val, g~_i>,
     the published first-order in-run score. `influence` follows the loss at the parameters after the
-    step and needs a pass for it; `in_run` those of a step in which nobody takes part. This one needs
-    the gradient where it is known: from the step's own pass (`cooperate(method="one_pass")`) it
-    costs inner products only, for any A.
+    step and needs a pass for it; `in_run` those of a step in which nobody takes part. This one
+    needs the gradient where it is known: from the step's own pass
+    (`cooperate(method="one_pass")`) it costs inner products only, for any A.
 
     Cost: one validation gradient, or none where the step's pass told it, and one action of the
     agent gradients; no utility evaluation.
