@@ -203,8 +203,46 @@ def test_a_broken_estimator_is_found_out(estimator, message):
 
 
 def test_an_estimator_without_a_key_is_refused():
-    with pytest.raises(TypeError, match="key"):
+    with pytest.raises(ValueError, match=r"must take \(utility, weights, key=\)"):
         check_estimator(keyless)
+
+
+class Growing:
+    """Impure only where it is called, which a compiled call does once: each call gives more."""
+
+    calls = 0
+
+    def __call__(self, utility, weights, *, key=None):
+        if not isinstance(weights, jax.core.Tracer):
+            self.calls += 1
+        return vcca.leave_one_out(utility, weights) * max(self.calls, 1)
+
+
+def listing(utility, weights, *, key=None):
+    return [1.0] * len(weights)
+
+
+def on_the_host(utility, weights, *, key=None):
+    return jnp.asarray(np.asarray(vcca.leave_one_out(utility, np.asarray(weights))))
+
+
+with_error = functools.partial(vcca.contribution.permutation_shapley_with_error, permutations=4)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "message"),
+    [
+        (Growing(), "when called a second time"),
+        (listing, "returned a list; return one array"),
+        (with_error, "returned a Sampled"),
+        (on_the_host, "fails under jit"),
+        (functools.partial(vcca.beta_shapley, alpha=1.0), "must take"),
+        (3, "give a function"),
+    ],
+)
+def test_what_is_no_estimator_is_told_in_words(estimator, message):
+    with pytest.raises(ValueError, match=message):
+        check_estimator(estimator, key=KEY)
 
 
 PLAIN = vcca.screen("project")

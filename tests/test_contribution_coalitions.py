@@ -179,3 +179,60 @@ def test_order_m_depends_on_the_key_and_m_alone(permutations, antithetic):
     )
     credits = jax.jit(functools.partial(estimate, of_table(table)))(jnp.ones(4))
     np.testing.assert_allclose(credits, paths.mean(axis=0), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("permutation_shapley", "permutations"),
+        ("permutation_shapley_with_error", "permutations"),
+        ("multilinear_shapley", "samples"),
+        ("multilinear_shapley_with_error", "samples"),
+        ("banzhaf_sampled", "samples"),
+        ("stratified_shapley", "evaluations"),
+        ("kernel_shapley", "evaluations"),
+        ("leverage_shapley", "evaluations"),
+        ("aumann_shapley", "nodes"),
+        ("exact_shapley", "batch_size"),
+    ],
+)
+def test_counts_that_are_no_whole_numbers_are_named(name, option):
+    estimate = functools.partial(
+        getattr(contribution, name), jnp.sum, jnp.ones(3), key=jax.random.key(0)
+    )
+    for count in (16.0, 13.5, "4", True, None):
+        if count is None and option == "batch_size":
+            continue
+        with pytest.raises(ValueError, match=f"{option} is .*; pass a whole number"):
+            estimate(**{option: count})
+    jax.eval_shape(lambda: estimate(**{option: np.int64(16)}))
+
+
+@pytest.mark.parametrize("key", [0, "a", jnp.zeros(2), jax.random.split(jax.random.key(0), 3)])
+def test_what_is_no_key_is_named(key):
+    with pytest.raises(ValueError, match=r"key (is|has shape) .*; pass a"):
+        contribution.permutation_shapley(jnp.sum, jnp.ones(3), permutations=2, key=key)
+
+
+def test_keys_of_both_kinds_are_taken():
+    draw = functools.partial(
+        contribution.permutation_shapley, lambda w: w.max(), jnp.array([1.0, 0.5, 0.2])
+    )
+    new, old = jax.random.key(3), jax.random.PRNGKey(3)
+    np.testing.assert_array_equal(draw(permutations=5, key=new), draw(permutations=5, key=old))
+
+
+@pytest.mark.parametrize("name", ["stratified", "kernel", "leverage"])
+def test_samplers_that_solve_a_system_run_in_low_precision(name):
+    """Factorisations know no bfloat16."""
+    estimate = getattr(contribution, f"{name}_shapley_with_error")
+    told = jax.jit(
+        functools.partial(
+            estimate,
+            lambda w: w @ jnp.array([1, 2, 3, 4, 5], w.dtype),
+            evaluations=24,
+            key=jax.random.key(0),
+        )
+    )(jnp.ones(5, jnp.bfloat16))
+    assert told.credits.dtype == told.standard_error.dtype == jnp.bfloat16
+    np.testing.assert_allclose(told.credits.astype(jnp.float32), [1, 2, 3, 4, 5], rtol=0.02)

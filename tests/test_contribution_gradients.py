@@ -192,3 +192,46 @@ def test_the_optimizer_inside_the_utility_is_differentiated(name):
     else:
         # Assuming plain gradient descent would have given another answer.
         assert np.max(np.abs(credits - plain)) > 0.05 * np.max(np.abs(plain))
+
+
+@pytest.mark.parametrize("mode", ["auto", "forward", "reverse"])
+@pytest.mark.parametrize("agents", [2, 3])
+def test_an_infinite_slope_at_an_absent_agent_spoils_nobodys_credit(mode, agents):
+    """A tangent of 0 times the slope of the root at 0 is not a number."""
+    weights = jnp.ones(agents).at[1].set(0.0)
+    estimate = functools.partial(contribution.influence, mode=mode)
+    credits = jax.jit(lambda w: estimate(lambda w: jnp.log1p(w.sum()) + jnp.sqrt(w[1]), w))(weights)
+    np.testing.assert_allclose(credits, weights / (1 + weights.sum()), rtol=1e-6)
+
+
+def test_a_slope_that_is_truly_lost_stays_lost_in_forward_mode():
+    """Where the utility jumps as the absent one comes in, what is beside is another game."""
+
+    def jumps(w):
+        return jnp.where(w[1] > 0, 5.0 * w[0], w[0]) + jnp.sqrt(w[1])
+
+    credits = contribution.influence(jumps, jnp.array([1.0, 0.0, 1.0]), mode="forward")
+    assert np.isnan(credits[0])
+    assert credits[1] == 0
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        contribution.influence,
+        functools.partial(contribution.influence, mode="forward"),
+        contribution.in_run,
+        contribution.aumann_shapley,
+        contribution.first_order,
+    ],
+)
+@pytest.mark.parametrize("agents", [2, 3])
+def test_what_has_no_derivative_is_refused_in_words(estimator, agents):
+    for utility, words in (
+        (lambda w: 2 * w, r"utility returned shape \(.,\); it must return a scalar"),
+        (lambda w: w.sum()[None], r"utility returned shape \(1,\)"),
+        (lambda w: (w > 0).sum(), "utility returned int32, which has no derivative"),
+        (lambda w: w[0] > 0, "utility returned bool, which has no derivative"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            estimator(utility, jnp.ones(agents))

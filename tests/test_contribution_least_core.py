@@ -134,9 +134,19 @@ def test_absent_agents_get_nothing_and_change_nothing():
 def test_scale_and_origin_do_not_matter():
     table = np.random.default_rng(4).normal(size=2**4)
     result = contribution.least_core(table)
-    for scale in (1e-6, 1e6):
+    for scale in (1e-12, 1e-6, 1e6):
         other = contribution.least_core(scale * table + 3 * scale)
         np.testing.assert_allclose(other.credits / scale, result.credits, atol=1e-5)
+        np.testing.assert_allclose(other.deficit / scale, result.deficit, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1e-8, 1e-20, 1e20])
+def test_small_utilities_are_divided_as_large_ones(scale):
+    """A solver's tolerances know no unit: credits of one step are of the order of 1e-6."""
+    worths = np.array([0.0, 1, 2, 4, 1, 3, 3, 7])
+    result = contribution.least_core(scale * worths)
+    np.testing.assert_allclose(result.credits / scale, [2, 3, 2], atol=1e-5)
+    assert contribution.least_core(0 * worths).credits.tolist() == [0, 0, 0]
 
 
 def test_one_agent_alone():
@@ -154,5 +164,6 @@ def test_bad_input_is_named():
         contribution.least_core(np.zeros(4), coalitions=np.zeros((2, 3)))
     with pytest.raises(ValueError, match="lacks the empty or the grand coalition"):
         contribution.least_core(np.zeros(2), coalitions=[[True, True], [True, False]])
-    with pytest.raises(ValueError, match=r"weights is .*, one above 0"):
-        contribution.least_core(np.zeros(4), weights=[0.0, 0.0])
+    for weights in ([0.0, 0.0], [1.0, np.nan], [1.0, -1.0], [1.0]):
+        with pytest.raises(ValueError, match=r"weights is .* in \[0, 1\] and one above 0"):
+            contribution.least_core(np.zeros(4), weights=weights)

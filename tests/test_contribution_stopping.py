@@ -48,8 +48,10 @@ def test_it_pools_the_batches_it_drew(name):
     np.testing.assert_allclose(
         result.sampled.credits, np.mean([part.credits for part in parts], axis=0), atol=1e-12
     )
-    variance = np.sum([np.square(part.standard_error) for part in parts], axis=0)
-    np.testing.assert_allclose(result.sampled.standard_error, np.sqrt(variance) / 3, atol=1e-12)
+    within = np.mean([np.square(part.standard_error) for part in parts], axis=0)
+    between = np.var([part.credits for part in parts], axis=0, ddof=1)
+    expected = np.sqrt(np.maximum(within, between) / 3)
+    np.testing.assert_allclose(result.sampled.standard_error, expected, atol=1e-12)
     assert result.sampled.evaluations == sum(int(part.evaluations) for part in parts)
     assert result.sampled.credits[2] == result.sampled.standard_error[2] == 0
 
@@ -60,8 +62,12 @@ def test_a_smaller_tolerance_costs_more_and_the_first_precise_batch_is_the_last(
     with jax.enable_x64(True):
         keys = jax.vmap(lambda number: jax.random.fold_in(key, number))(jnp.arange(40))
         batches = jax.jit(lambda keys: jax.lax.map(lambda key: estimate(key=key), keys))(keys)
-        variance = np.cumsum(np.square(batches.standard_error), axis=0)
-        errors = np.max(np.sqrt(variance), axis=1) / np.arange(1, 41)
+        number = np.arange(1, 41)[:, None]
+        within = np.cumsum(np.square(batches.standard_error), axis=0) / number
+        between = np.array(
+            [np.var(batches.credits[:n], axis=0, ddof=int(n > 1)) for n in number[:, 0]]
+        )
+        errors = np.max(np.sqrt(np.maximum(within, between) / number), axis=1)
         drawn = []
         for tolerance in (0.2, 0.1, 0.07, 1e-4):
             result = jax.tree.map(np.asarray, stopped("permutation")(tolerance, key))
@@ -118,10 +124,48 @@ def test_vmap_stops_each_by_itself():
     )
 
 
-def test_an_exact_sampler_stops_at_once():
+@pytest.mark.parametrize("permutations", [2, 4])
+def test_draws_that_happen_to_coincide_are_not_taken_for_certainty(permutations):
+    """Of gloves, two orders tell the same in half of all batches: no error is seen, and one is."""
+    gloves = lambda w: jnp.minimum(w[0] + w[1], w[2])  # noqa: E731
+    batch = functools.partial(
+        contribution.permutation_shapley_with_error, permutations=permutations
+    )
+    keys = jax.random.split(jax.random.key(1), 100)
+    alone = jax.jit(jax.vmap(lambda key: batch(gloves, jnp.ones(3), key=key)))(keys)
+    assert (alone.standard_error.max(axis=1) == 0).any()
+    pooled = jax.jit(
+        jax.vmap(
+            lambda key: contribution.until_precise(
+                batch, gloves, jnp.ones(3), key=key, tolerance=0.01, most=30
+            )
+        )
+    )(keys)
+    assert not pooled.reached.any()
+    assert pooled.batches.min() == 30
+
+
+def test_a_short_budget_is_all_drawn_and_what_returns_no_error_is_refused():
+    pooled = stopped("permutation", most=4, least=None)(10.0, jax.random.key(0))
+    assert pooled.batches == 4
+    assert pooled.reached
+    assert stopped("permutation", least=None)(10.0, jax.random.key(0)).batches == 8
+    with pytest.raises(ValueError, match=r"returned a .*; pass one that returns Sampled"):
+        contribution.until_precise(
+            functools.partial(contribution.permutation_shapley, permutations=4),
+            jnp.sum,
+            jnp.ones(3),
+            key=jax.random.key(0),
+            tolerance=0.1,
+            most=4,
+        )
+
+
+@pytest.mark.parametrize("name", ["stratified", "kernel", "leverage"])
+def test_an_exact_sampler_stops_at_once(name):
     """All coalitions in a batch: no error, one batch, in float32 too."""
     result = contribution.until_precise(
-        functools.partial(contribution.stratified_shapley_with_error, evaluations=32),
+        functools.partial(getattr(contribution, f"{name}_shapley_with_error"), evaluations=32),
         games.of_table(TABLE.astype(np.float32)),
         jnp.ones(5),
         key=jax.random.key(0),
@@ -138,8 +182,10 @@ def test_an_exact_sampler_stops_at_once():
         ({"key": None}, "key is None"),
         ({"tolerance": 0.0}, r"tolerance is 0.0; pass a positive"),
         ({"tolerance": float("nan")}, r"tolerance is nan; pass a positive"),
-        ({"most": 0}, r"least is 1 and most is 0"),
+        ({"most": 0}, r"most is 0; pass at least 1"),
+        ({"most": 2.5}, r"most is 2.5; pass a whole number"),
         ({"least": 5}, r"least is 5 and most is 4"),
+        ({"key": 3}, "key is 3"),
     ],
 )
 def test_bad_input_is_named(options, words):

@@ -148,6 +148,30 @@ def test_the_model_leaves_less_to_average_than_plain_means():
     assert np.mean(error) < 0.05 * np.linalg.norm(truth("stratified", table))
 
 
+@pytest.mark.parametrize("samples", [4, 6, 16])
+@pytest.mark.parametrize("game", ["additive", "middle"])
+def test_the_forced_pair_is_in_the_error_of_banzhafs_means(samples, game):
+    """Squared errors are right on average over keys, so that pooled ones are, at any number.
+
+    In an additive game a coalition and its complement vary against each other, in a game of the
+    distance from the middle together. At 4 draws one side often has a single one: an upper bound.
+    """
+    utility = {
+        "additive": lambda w: w @ jnp.array([1.0, 2.0, 3.0, 4.0]),
+        "middle": lambda w: (jnp.sum(w) - 2) ** 2 + w[0],
+    }[game]
+    estimate = functools.partial(
+        contribution.banzhaf_sampled_with_error, utility, jnp.ones(4), samples=samples
+    )
+    keys = jax.random.split(jax.random.key(1), 20000)
+    told = jax.jit(jax.vmap(lambda key: estimate(key=key)))(keys)
+    reported = np.sqrt(np.mean(np.square(told.standard_error), axis=0))
+    ratio = reported / np.std(told.credits, axis=0)
+    assert np.all(ratio > 0.975)
+    if game == "additive" or samples == 16:
+        assert np.all(ratio < 1.03)
+
+
 def test_the_large_constant_of_a_utility_costs_no_precision():
     table = graded().astype(np.float32)
     plain = on_seven("stratified")(table, np.ones(7, np.float32), jax.random.key(0))

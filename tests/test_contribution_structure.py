@@ -114,6 +114,26 @@ def test_bad_principals_are_refused(principals, count, words):
         by_principal(exact_shapley, principals, count=count)
 
 
+@pytest.mark.parametrize(
+    ("principals", "words"),
+    [
+        ([0, 1, 5], r"principals=\[0 1 5\] must lie in 0..1"),
+        ([0, 1, -1], r"must lie in 0..1"),
+        ([0], r"principals has shape \(1,\)"),
+        ([0.0, 1.0, 1.0], "dtype float32"),
+    ],
+)
+def test_the_quotient_game_refuses_principals_that_do_not_fit(principals, words):
+    with pytest.raises(ValueError, match=words):
+        contribution.quotient(jnp.sum, jnp.ones(3), principals)(jnp.ones(2))
+
+
+def test_credits_that_are_not_one_an_agent_are_not_summed():
+    for credits in (jnp.ones((5, 5)), jnp.ones(4), jnp.ones((5, 1))):
+        with pytest.raises(ValueError, match=r"credits has shape .* one credit an agent"):
+            principal_credits(credits, PRINCIPALS)
+
+
 def test_principals_of_another_cooperative_are_refused():
     with pytest.raises(ValueError, match=r"principals has shape \(5,\)"):
         by_principal(exact_shapley, PRINCIPALS)(learning(PARTS), jnp.ones(4))
@@ -157,6 +177,31 @@ def products(program):
                 yield from products(inner)
 
 
+def test_the_matrix_of_first_order_credit_is_theirs_or_refused():
+    """A function of weights has no parameters to be expanded at; its slope is another credit."""
+    games = [learning(PARTS, curvature) for curvature in (0.5, 2.0)]
+    slopes = jnp.arange(10.0).reshape(2, 5)
+
+    class Expanded:
+        def __call__(self, weights):
+            return jnp.stack([game(weights) for game in games])
+
+        def first_order(self, weights):
+            return slopes * weights[None]
+
+    for estimator in (first_order, by_principal(first_order, PRINCIPALS)):
+        with pytest.raises(ValueError, match="utilities have no first_order"):
+            credit_matrix(estimator, three_utilities, WEIGHTS)
+    np.testing.assert_array_equal(
+        credit_matrix(first_order, Expanded(), WEIGHTS), slopes * WEIGHTS[None]
+    )
+    shared = credit_matrix(by_principal(first_order, PRINCIPALS), Expanded(), WEIGHTS)
+    for row, alone in zip(shared, slopes * WEIGHTS[None], strict=True):
+        np.testing.assert_allclose(
+            principal_credits(row, PRINCIPALS), principal_credits(alone, PRINCIPALS), rtol=1e-6
+        )
+
+
 def test_utilities_must_have_one_axis():
     with pytest.raises(ValueError, match=r"shape \(\)"):
         credit_matrix(influence, learning(PARTS), WEIGHTS)
@@ -195,6 +240,17 @@ def test_the_error_of_a_validation_draw_is_that_of_a_mean():
         found.standard_error, np.std(rows, axis=0, ddof=1) / np.sqrt(8), rtol=1e-5, atol=1e-9
     )
     assert float(found.standard_error.max()) > 0
+
+
+def test_weights_of_agents_are_not_taken_for_those_of_their_subtrees():
+    members, params = members_and_params()
+    batch = batches(members)[0]
+    whole = agent_gradients(LOSS, params, batch)
+    parts, names = by_subtree(whole, params, lambda path: path.split("/")[0])
+    agents = batch.active.shape[0]
+    for weights in (jnp.ones(agents), jnp.ones(4 * agents)):
+        with pytest.raises(ValueError, match=rf"one a player, \({agents * len(names)},\)"):
+            parts.sum(weights)
 
 
 SUMMING = {"influence": influence, "in_run": in_run, "aumann_shapley": aumann_shapley}

@@ -75,6 +75,16 @@ def test_segments_change_no_number():
     assert np.abs(told[1]).max() > 1e-2
 
 
+def test_one_batch_that_is_not_stacked_and_segments_that_are_no_number_are_refused():
+    batches, params, validation = run()
+    one = jax.tree.map(lambda leaf: leaf[0], batches)
+    made = functools.partial(training_utility, loss_fn, params, OPTIMIZERS["momentum"])
+    with pytest.raises(ValueError, match=r"batches.mask has shape \(6,\); .* leaf\[None\]"):
+        made(one, validation)
+    with pytest.raises(ValueError, match=r"segments is 1\.5; pass a whole number"):
+        made(batches, validation, segments=1.5)
+
+
 def test_the_default_division_keeps_few_states_and_adds_few_batches():
     assert [_segment_length(steps, None) for steps in (1, 16, 19, 200)] == [1, 16, 5, 20]
     assert [_segment_length(200, segments) for segments in (1, 3, 200)] == [200, 67, 1]

@@ -104,6 +104,17 @@ def matrices():
     return jax.tree.map(np.asarray, run(WEIGHTS))
 
 
+@pytest.mark.parametrize("nodes", [None, 3])
+def test_an_infinite_slope_at_an_absent_agent_spoils_nobodys_row(nodes):
+    def rooted(weights):
+        return jnp.array([1.0, 3.0]) * (jnp.log1p(weights.sum()) + jnp.sqrt(weights[1]))
+
+    weights = jnp.array([1.0, 0.0, 0.5])
+    matrix = jax.jit(lambda w: slope_matrix(rooted, w, nodes=nodes))(weights)
+    plain = slope_matrix(lambda w: jnp.array([1.0, 3.0]) * jnp.log1p(w.sum()), weights, nodes=nodes)
+    np.testing.assert_allclose(matrix, plain, rtol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["influence", "aumann_shapley", "chunked"])
 def test_forward_mode_gives_the_matrix_of_reverse_mode(name):
     ours, expected = matrices()[name]
@@ -172,7 +183,9 @@ def test_a_statistic_is_taken_of_every_draw():
         (lambda: across(jnp.ones((2, 3)), level=1.0), r"level=1\.0"),
         (lambda: across(jnp.ones((2, 3)), active=jnp.ones(2, bool)), "active has shape"),
         (lambda: bootstrap(jnp.ones((1, 3)), key=jax.random.key(0)), "U >= 2"),
-        (lambda: bootstrap(jnp.ones((2, 3)), key=jax.random.key(0), draws=0), "draws=0"),
+        (lambda: bootstrap(jnp.ones((2, 3)), key=jax.random.key(0), draws=0), "draws is 0"),
+        (lambda: bootstrap(jnp.ones((2, 3)), key=None), "key is None; .* examples are"),
+        (lambda: bootstrap(jnp.ones((2, 3)), key=jax.random.key(0), draws=2.5), "draws is 2.5"),
         (lambda: slope_matrix(lambda w: w.sum(), jnp.ones(2)), r"utilities returned shape \(\)"),
         (lambda: slope_matrix(lambda w: w, jnp.ones(2), nodes=0), "nodes is 0"),
         (lambda: slope_matrix(lambda w: w, 2 * jnp.ones(2)), "weights must lie"),

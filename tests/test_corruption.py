@@ -53,6 +53,23 @@ def test_flipped_labels_are_wrong_and_as_many_as_asked(count, seed, fraction, cl
     np.testing.assert_array_equal(targets, given_targets)
 
 
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, bool])
+def test_invented_integers_reach_both_ends(kind):
+    inputs = np.random.default_rng(0).integers(0, 2, (400, 3)).astype(kind)
+    made_up, targets = corruption.invent((inputs, np.zeros(400, int)), classes=2, seed=0)
+    assert made_up.dtype == kind
+    assert set(np.unique(made_up).tolist()) == {0, 1}
+    assert abs(made_up.mean() - 0.5) < 0.1
+    assert targets.shape == (400,)
+
+
+def test_invented_texts_have_as_many_labels_as_the_true_ones():
+    tokens = np.arange(12).reshape(3, 4)
+    made_up, targets = corruption.invent((tokens, tokens % 5), classes=5, seed=0)
+    assert made_up.shape == targets.shape == (3, 4)
+    assert targets.max() < 5
+
+
 def test_flips_reach_every_other_class_evenly():
     targets = np.zeros(6000, np.int32)
     _, flipped = corruption.flip_labels((targets[:, None], targets), classes=4, seed=0)
@@ -131,8 +148,21 @@ def test_a_zero_update_is_worth_exactly_nothing():
         (lambda s: corruption.add_noise(s, scale=-1.0, seed=0), "scale=-1.0"),
         (lambda s: corruption.add_noise(s, scale=float("nan"), seed=0), "scale=nan"),
         (lambda s: corruption.invent(s, classes=0, seed=0), "classes=0"),
-        (lambda s: corruption.repeat(s, 0), "times=0"),
-        (lambda s: corruption.split(s, 0), "parts=0"),
+        (lambda s: corruption.repeat(s, 2.5), "times is 2.5"),
+        (
+            lambda s: corruption.flip_labels((s[0], s[1] % 2 * 2 - 1), classes=2, seed=0),
+            r"targets hold \[-1\], which are not in 0..classes - 1 = 0..1",
+        ),
+        (lambda s: corruption.flip_labels((s[0], s[1] + 9), classes=3, seed=0), "targets hold"),
+        (lambda s: corruption.flip_labels((s[0], s[0]), classes=3, seed=0), "targets has shape"),
+        (lambda s: corruption.flip_labels((s[0], s[1] / 2), classes=3, seed=0), "dtype float64"),
+        (
+            lambda s: corruption.add_noise((s[0].astype(np.uint8), s[1]), scale=1.0, seed=0),
+            "inputs are of uint8, which cannot hold the noise",
+        ),
+        (lambda s: corruption.add_noise((s[0] > 0, s[1]), scale=1.0, seed=0), "inputs are of bool"),
+        (lambda s: corruption.repeat(s, 0), "times is 0"),
+        (lambda s: corruption.split(s, 0), "parts is 0"),
         (lambda s: corruption.replica((s[0], s[1][:1])), "equally many"),
     ],
 )

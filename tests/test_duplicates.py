@@ -67,6 +67,28 @@ def test_agents_without_updates_resemble_nobody():
     assert not np.asarray(update_cosines(grams(updates * 0))).any()
 
 
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_an_update_that_is_not_finite_hides_nobody(broken):
+    """Agent 4 copies agent 0; agent 2 sends what breaks every sum it is part of."""
+    updates = np.random.default_rng(5).normal(size=(4, 6, 40))
+    updates[:, 4] = updates[:, 0]
+    without = np.asarray(update_cosines(grams(updates * (np.arange(6) != 2)[:, None])))
+    spoilt = updates.copy()
+    spoilt[:, 2, 3] = broken
+    cosines = np.asarray(update_cosines(grams(spoilt)))
+    others = np.array([0, 1, 3, 4, 5])
+    np.testing.assert_array_equal(cosines[np.ix_(others, others)], without[np.ix_(others, others)])
+    assert np.isnan(cosines[2]).all()
+    assert np.isnan(cosines[:, 2]).all()
+    assert near_duplicates(cosines, 0.9) == [(0, 4)]
+    # In one round alone, and the others tell; an agent cannot leave the report by breaking a round.
+    spoilt = updates.copy()
+    spoilt[1, 4, 0] = broken
+    once = np.asarray(update_cosines(grams(spoilt)))
+    assert np.isfinite(once).all()
+    assert near_duplicates(once, 0.9) == [(0, 4)]
+
+
 def test_scale_and_order_do_not_matter():
     generator = np.random.default_rng(3)
     updates = generator.normal(size=(3, 5, 30))

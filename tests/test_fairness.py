@@ -187,6 +187,24 @@ def test_sharp_scores_bring_the_soft_measure_to_the_hard_one():
     assert sharp == pytest.approx(float(hard) ** 2, rel=1e-4)
 
 
+def test_a_score_that_is_no_number_leaves_its_groups_and_the_gaps_unknown():
+    values = np.asarray(INPUTS @ PARAMS, np.float32)
+    here = np.flatnonzero(GROUPS[0] & (TARGETS == 1))[0]
+    values[here] = np.nan
+    told = measure(values, TARGETS, GROUPS[0])
+    whole = measure(np.nan_to_num(values), TARGETS, GROUPS[0])
+    assert np.isnan(told.selection_rate).tolist() == [True, False]
+    assert np.isnan([told.demographic_parity, told.equal_opportunity, told.equalized_odds]).all()
+    np.testing.assert_array_equal(told.false_positive_rate, whole.false_positive_rate)
+    # A row of no group is nobody's.
+    apart = GROUPS & (np.arange(ROWS) != here)
+    rates, expected = (
+        measure(values, TARGETS, apart),
+        measure(np.nan_to_num(values), TARGETS, apart),
+    )
+    np.testing.assert_array_equal(rates.equalized_odds, expected.equalized_odds)
+
+
 NOBODY, NEGATIVE = np.zeros((2, ROWS), bool), np.stack([~POSITIVE, EVERY])
 
 
@@ -213,6 +231,11 @@ NOBODY, NEGATIVE = np.zeros((2, ROWS), bool), np.stack([~POSITIVE, EVERY])
         (lambda: score_covariance(scores, INPUTS, AGE * np.nan), "attribute has the shape"),
         (lambda: score_covariance(scores, INPUTS, AGE * 0), "attribute is the same"),
         (lambda: worst_gap(0.0), "temperature=0.0"),
+        (lambda: measure(AGE, TARGETS, TARGETS), "groups are of int"),
+        (lambda: measure(AGE, TARGETS, GROUPS[:1]), "groups have the shape .* G >= 2"),
+        (lambda: measure(AGE, TARGETS, GROUPS[:, :5]), "groups have the shape"),
+        (lambda: measure(AGE, TARGETS[:1], GROUPS), r"targets \(1,\); give one of each a row"),
+        (lambda: measure(AGE[:, None], TARGETS, GROUPS), "scores have the shape"),
         (
             lambda: positive_rate(lambda p, x: scores(p, x)[:, None], INPUTS)(PARAMS, None),
             r"score_fn returns the shape \(40, 1\); return logits \[40\]",

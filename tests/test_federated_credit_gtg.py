@@ -187,6 +187,18 @@ def test_of_nobody_or_one_there_is_little_to_ask():
     assert one.evaluations == 2
 
 
+@pytest.mark.parametrize("code", [31, 0, 6])
+@pytest.mark.parametrize("worth", [np.nan, -np.inf])
+def test_a_utility_that_is_not_finite_is_refused_with_its_coalition(code, worth):
+    """A comparison with NaN is false: the round would be walked to no end but credits of 0."""
+    table = TABLE.copy()
+    table[code] = worth
+    game = jax.jit(lambda w: jnp.asarray(table)[jnp.sum((w > 0.5) * 2 ** jnp.arange(5))])
+    members = [agent for agent in range(5) if code >> agent & 1]
+    with pytest.raises(ValueError, match=f"coalition of agents {members}".replace("[", r"\[")):
+        gtg_shapley(game, np.ones(5), key=KEY, **TO_THE_END)
+
+
 def test_by_default_it_ends_where_all_coalitions_would_be_cheaper():
     assert gtg_shapley(table_game(), np.ones(5), key=KEY, **TO_THE_END).orders == 30
 
@@ -200,8 +212,10 @@ def test_by_default_it_ends_where_all_coalitions_would_be_cheaper():
         ({"window": 1}, "window is 1"),
         ({"least": 0}, "least is 0"),
         ({"most": 0}, "most is 0"),
+        ({"window": 2.5}, "window is 2.5"),
+        ({"key": None}, "key is None; .* the orders are"),
     ],
 )
 def test_it_refuses_its_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
-        gtg_shapley(table_game(), np.ones(5), key=KEY, **options)
+        gtg_shapley(table_game(), np.ones(5), **({"key": KEY} | options))

@@ -238,6 +238,19 @@ def test_an_update_of_zero_by_score():
     assert 0.005 < credit["cgsv"] < 0.01
 
 
+@pytest.mark.parametrize("made", [lambda: fedsv(bent, 2), lambda: dig_fl(bent, 2), lambda: cgsv(2)])
+def test_a_client_without_a_slot_loses_no_credit_in_silence(made):
+    learnt, score = learnt_of(UPDATES, WEIGHTS, agents=[0, 3, 1]), made()
+    with pytest.raises(ValueError, match=r"capacity is 2, and clients of slots \[3\] took part"):
+        score.step(score.init(), learnt)
+    state, told = jax.jit(score.step)(score.init(), learnt)
+    assert np.isnan(told).all()
+    assert np.isnan(score.credits(state)).all()
+    # Padding may name any slot.
+    absent = learnt._replace(weights=jnp.asarray([0.6, 0.0, 0.4]))
+    assert np.isfinite(score.credits(jax.jit(score.step)(score.init(), absent)[0])).all()
+
+
 def test_scores_map_over_runs_and_keep_their_state():
     learnt = learnt_of(UPDATES, WEIGHTS, agents=[2, 7, 9])
     other = learnt_of(UPDATES[::-1], WEIGHTS, agents=[9, 2, 5])

@@ -238,3 +238,5 @@ def test_what_makes_no_sense_is_refused():
     ):
         with pytest.raises(ValueError, match=words):
             influence_functions(squared_loss, params, batch, lambda p: p.sum(), **options)
+    with pytest.raises(ValueError, match=r"validation_loss returned shape \(.*\); it must return"):
+        influence_functions(squared_loss, params, batch, lambda p: p, damping=0.1)

@@ -76,6 +76,44 @@ def test_in_the_metric_the_preconditioned_sum_is_admissible():
     assert crossed["metric"] == 0 < crossed["plain"]
 
 
+@pytest.mark.parametrize("optimizer", [optax.adam(0.1), optax.adamw(0.1), optax.adam(1e-3)])
+def test_an_optimizer_of_these_arguments_is_accepted(optimizer):
+    adam_metric(optimizer=optimizer)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.adamax(0.1),
+        optax.yogi(0.1),
+        optax.nadam(0.1),
+        optax.adam(0.1, b1=0.8),
+        optax.adam(0.1, eps=1e-2),
+        optax.chain(optax.clip(0.1), optax.adam(0.1)),
+    ],
+    ids=["adamax", "yogi", "nadam", "b1", "eps", "clipped"],
+)
+def test_an_optimizer_that_keeps_adams_state_and_steps_otherwise_is_told_apart(optimizer):
+    with pytest.raises(ValueError, match="optimizer does not step as Adam"):
+        adam_metric(optimizer=optimizer)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"b1": 1.0}, r"b1=1.0 must lie in \[0, 1\)"),
+        ({"b2": 2.0}, "b2=2.0"),
+        ({"b2": float("nan")}, "b2=nan"),
+        ({"eps": -1e-8}, "eps=-1e-08"),
+        ({"eps_root": float("inf")}, "eps_root=inf"),
+        ({"optimizer": optax.sgd(0.1)}, "holds 0 states of scale_by_adam"),
+    ],
+)
+def test_bad_arguments_are_named(options, says):
+    with pytest.raises(ValueError, match=says):
+        adam_metric(**options)
+
+
 def test_a_state_without_adam_is_refused():
     params = {"a": jnp.zeros(2)}
     with pytest.raises(ValueError, match="holds 0 states of scale_by_adam"):

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vcca_jax.arguments import check_count
 from vcca_jax.cooperative import Shard
 from vcca_jax.gradients import AgentGradients
 from vcca_jax.operators import affine
@@ -31,7 +32,7 @@ def flip_labels(
     """Give some samples a wrong label, drawn evenly from the other classes.
 
     Args:
-        shard: inputs [n, ...] and integer targets [n] in 0..classes - 1.
+        shard: inputs [n, ...] and integer targets [n] in 0..classes - 1, one label a sample.
         classes: how many there are, at least 2.
         fraction: of the samples whose label is flipped; their count is round(fraction n), with n
             those within where they are given.
@@ -41,14 +42,26 @@ def flip_labels(
         seed: of the draw.
 
     Raises:
-        ValueError: fewer than two classes, a fraction outside [0, 1], or ``within`` that is not one
-            boolean a sample.
+        ValueError: targets that are not one integer in 0..classes - 1 a sample, fewer than two
+            classes, a fraction outside [0, 1], or ``within`` that is not one boolean a sample.
     """
     inputs, targets = _arrays(shard)
+    classes = check_count("classes", classes, 0)
     if classes < 2:
         raise ValueError(f"classes={classes} leaves no other label; give at least 2")
     if not 0 <= fraction <= 1:
         raise ValueError(f"fraction={fraction} must lie in [0, 1]")
+    if targets.ndim != 1 or targets.dtype.kind not in "iu":
+        raise ValueError(
+            f"targets has shape {targets.shape} and dtype {targets.dtype}; give one integer label a"
+            f" sample, [{len(targets)}] (targets.astype(int), if they are whole numbers)"
+        )
+    strange = np.unique(targets[(targets < 0) | (targets >= classes)])
+    if strange.size:
+        raise ValueError(
+            f"targets hold {strange[:5].tolist()}, which are not in 0..classes - 1 ="
+            f" 0..{classes - 1}; number the labels from 0, or raise classes"
+        )
     within = np.ones(len(targets), bool) if within is None else np.asarray(within)
     if within.shape != targets.shape or within.dtype != bool:
         raise ValueError(
@@ -69,9 +82,15 @@ def add_noise(shard: Shard, *, scale: float, seed: int) -> Shard:
     """Add independent Gaussian noise of standard deviation ``scale`` to the inputs.
 
     Raises:
-        ValueError: a scale that is negative or not finite.
+        ValueError: a scale that is negative or not finite, or inputs that are not floating-point:
+            bytes would wrap around, and integers lose what is below 1.
     """
     inputs, targets = _arrays(shard)
+    if inputs.dtype.kind != "f":
+        raise ValueError(
+            f"inputs are of {inputs.dtype}, which cannot hold the noise; convert them, for instance"
+            " by inputs.astype(np.float32)"
+        )
     if not (np.isfinite(scale) and scale >= 0):
         raise ValueError(f"scale={scale} must be finite and not negative")
     noise = np.random.default_rng(seed).normal(0.0, scale, inputs.shape)
@@ -81,8 +100,8 @@ def add_noise(shard: Shard, *, scale: float, seed: int) -> Shard:
 def invent(shard: Shard, *, classes: int, seed: int) -> Shard:
     """Replace a shard by made-up data of its size: what a free rider sends who has none.
 
-    Inputs are drawn evenly between the least and the greatest of the shard's own, labels evenly
-    from all classes.
+    Inputs are drawn evenly between the least and the greatest of the shard's own, both included
+    where they are integers or booleans; labels evenly from all classes, as many as there are.
 
     Raises:
         ValueError: fewer than one class.
@@ -92,8 +111,13 @@ def invent(shard: Shard, *, classes: int, seed: int) -> Shard:
         raise ValueError(f"classes={classes} must be at least 1")
     generator = np.random.default_rng(seed)
     low, high = (inputs.min(), inputs.max()) if inputs.size else (0, 0)
-    made_up = generator.uniform(low, high, inputs.shape).astype(inputs.dtype)
-    return made_up, generator.integers(0, classes, len(targets)).astype(targets.dtype)
+    made_up: np.ndarray
+    if inputs.dtype.kind in "biu":
+        made_up = generator.integers(int(low), int(high), inputs.shape, endpoint=True)
+    else:
+        made_up = generator.uniform(low, high, inputs.shape)
+    labels = generator.integers(0, classes, targets.shape)
+    return made_up.astype(inputs.dtype), labels.astype(targets.dtype)
 
 
 def repeat(shard: Shard, times: int) -> Shard:
@@ -104,8 +128,7 @@ def repeat(shard: Shard, times: int) -> Shard:
     Raises:
         ValueError: ``times`` below one.
     """
-    if times < 1:
-        raise ValueError(f"times={times} must be at least 1")
+    times = check_count("times", times)
     inputs, targets = _arrays(shard)
     return np.concatenate([inputs] * times), np.concatenate([targets] * times)
 
@@ -124,8 +147,7 @@ def split(shard: Shard, parts: int) -> list[Shard]:
     Raises:
         ValueError: fewer than one part.
     """
-    if parts < 1:
-        raise ValueError(f"parts={parts} must be at least 1")
+    parts = check_count("parts", parts)
     inputs, targets = _arrays(shard)
     return [(inputs[j::parts].copy(), targets[j::parts].copy()) for j in range(parts)]
 

@@ -23,6 +23,9 @@ def update_cosines(grams: jax.Array, *, centred: bool = True) -> jax.Array:
     an expected centred cosine of about -1/(n - 1); two copies come near 1 if a round is long enough
     to hold all of their samples. A copy with as much noise as signal comes near 1/2.
 
+    A round in which an agent's update is not finite does not count for it, and its update is in
+    nobody's mean: whoever sends one hides neither himself nor others.
+
     Args:
         grams: [R, A, A], the inner products <u_i, u_j> of R rounds, such as ``rows_gram`` of each
             round's summed gradients; rows of agents that took no part are 0.
@@ -30,7 +33,8 @@ def update_cosines(grams: jax.Array, *, centred: bool = True) -> jax.Array:
 
     Returns:
         [A, A], symmetric, in [-1, 1]; the diagonal is 1 for an agent that ever took part. Pairs
-        that never met, or that have nothing left after centring, have 0.
+        that never met, or that have nothing left after centring, have 0. The row and the column of
+        an agent that took part, but never with a finite update, are NaN.
 
     Raises:
         ValueError: a shape other than [R, A, A].
@@ -39,6 +43,9 @@ def update_cosines(grams: jax.Array, *, centred: bool = True) -> jax.Array:
     if grams.ndim != 3 or grams.shape[1] != grams.shape[2]:
         raise ValueError(f"grams has shape {grams.shape}; give inner products [rounds, A, A]")
     norms = jnp.diagonal(grams, axis1=1, axis2=2)
+    finite = jnp.isfinite(norms)
+    grams = jnp.where(finite[:, :, None] & finite[:, None, :], grams, 0)
+    norms = jnp.where(finite, norms, 0)
     took_part = norms > 0
     products = grams
     if centred:
@@ -53,7 +60,9 @@ def update_cosines(grams: jax.Array, *, centred: bool = True) -> jax.Array:
     lengths = jnp.sqrt(jnp.where(left, squares, 1))
     cosines = jnp.where(together, products / (lengths[:, :, None] * lengths[:, None, :]), 0)
     rounds = jnp.maximum(together.sum(axis=0), 1).astype(grams.dtype)
-    return jnp.clip(cosines.sum(axis=0) / rounds, -1, 1)
+    told = jnp.clip(cosines.sum(axis=0) / rounds, -1, 1)
+    never = ~finite.all(axis=0) & ~took_part.any(axis=0)
+    return jnp.where(never[:, None] | never[None, :], jnp.nan, told)
 
 
 def near_duplicates(cosines: np.ndarray, threshold: float) -> list[tuple[int, ...]]:
@@ -63,7 +72,7 @@ def near_duplicates(cosines: np.ndarray, threshold: float) -> list[tuple[int, ..
     were given the same samples from two that were not; registration order or an audit must.
 
     Args:
-        cosines: [A, A], of ``update_cosines``.
+        cosines: [A, A], of ``update_cosines``; NaN links nobody.
         threshold: above it two agents are linked; links chain.
 
     Returns:

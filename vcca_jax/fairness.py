@@ -167,7 +167,8 @@ def score_covariance(score_fn: Scores, inputs: Any, attribute: Any) -> ValueLoss
 class FairnessReport(NamedTuple):
     """Hard rates of decisions by group, and the largest gap between any two groups.
 
-    A rate is NaN for a group without such rows, and the gaps are over the other groups.
+    A rate is NaN for a group without such rows, and the gaps are over the other groups. It is NaN
+    too for a group with a row whose score is NaN, and then so are the gaps: nothing is decided.
 
     Attributes:
         selection_rate: [G], decided for 1.
@@ -199,24 +200,35 @@ def measure_fairness(
 
     Returns:
         The report; safe under jit and vmap.
-    """
-    masks = jnp.asarray(groups, bool)
-    masks = jnp.stack([masks, ~masks]) if masks.ndim == 1 else masks
-    decided, positive = jnp.asarray(scores) > threshold, jnp.asarray(targets) == 1
 
-    def rate(among: jax.Array) -> jax.Array:
+    Raises:
+        ValueError: scores or targets that are not [n], groups that are not boolean masks of n rows,
+            or fewer than two of them.
+    """
+    scores, targets = jnp.asarray(scores), jnp.asarray(targets)
+    if scores.ndim != 1 or targets.shape != scores.shape:
+        raise ValueError(
+            f"scores have the shape {scores.shape} and targets {targets.shape}; give one of each a"
+            " row, [n]"
+        )
+    masks = _stacked(jnp.asarray(groups), scores.shape[0])
+    decided, positive, unknown = scores > threshold, targets == 1, jnp.isnan(scores)
+
+    def rate(among: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The rates [G], and whether one of them is not known."""
         count = among.sum(axis=1)
         chosen = (among & decided[None]).sum(axis=1)
-        return jnp.where(count > 0, chosen / jnp.maximum(count, 1), jnp.nan)
+        lost = (among & unknown[None]).any(axis=1)
+        told = jnp.where(count > 0, chosen / jnp.maximum(count, 1), jnp.nan)
+        return jnp.where(lost, jnp.nan, told), lost.any()
 
-    def gap(rates: jax.Array) -> jax.Array:
-        return jnp.nanmax(rates) - jnp.nanmin(rates)
+    def gap(rates: jax.Array, lost: jax.Array) -> jax.Array:
+        return jnp.where(lost, jnp.nan, jnp.nanmax(rates) - jnp.nanmin(rates))
 
     selection = rate(masks)
     true, false = rate(masks & positive[None]), rate(masks & ~positive[None])
-    return FairnessReport(
-        selection, true, false, gap(selection), gap(true), jnp.fmax(gap(true), gap(false))
-    )
+    odds = jnp.where(true[1] | false[1], jnp.nan, jnp.fmax(gap(*true), gap(*false)))
+    return FairnessReport(selection[0], true[0], false[0], gap(*selection), gap(*true), odds)
 
 
 def _spread_of_rates(
@@ -244,17 +256,23 @@ def _scores(score_fn: Scores, params: Params, inputs: Any, rows: int) -> jax.Arr
 
 def _masks(groups: Any, rows: int) -> np.ndarray:
     """Group masks [G, n], checked."""
-    given = np.asarray(groups)
+    masks = _stacked(np.asarray(groups), rows)
+    empty = np.flatnonzero(~masks.any(axis=1))
+    if empty.size:
+        raise ValueError(f"groups[{empty[0]}] holds no row; every group needs at least one")
+    return masks
+
+
+def _stacked(given: Any, rows: int) -> Any:
+    """Group masks [G, n] from those or from one, of NumPy or JAX; shape and type checked."""
     if given.dtype != bool:
         raise ValueError(f"groups are of {given.dtype}; give boolean masks, such as labels == 1")
-    masks = np.stack([given, ~given]) if given.ndim == 1 else given
+    kind = np if isinstance(given, np.ndarray) else jnp
+    masks = kind.stack([given, ~given]) if given.ndim == 1 else given
     if masks.ndim != 2 or masks.shape[1] != rows or masks.shape[0] < 2:
         raise ValueError(
             f"groups have the shape {given.shape}; give a mask [{rows}], or [G, {rows}] with G >= 2"
         )
-    empty = np.flatnonzero(~masks.any(axis=1))
-    if empty.size:
-        raise ValueError(f"groups[{empty[0]}] holds no row; every group needs at least one")
     return masks
 
 

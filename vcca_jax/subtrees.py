@@ -59,6 +59,12 @@ def by_subtree(
     def total(weights: jax.Array | None = None) -> Params:
         if weights is None:
             return gradients.sum()
+        whole = count * gradients.active.shape[0]
+        if jnp.shape(weights) != (whole,):
+            raise ValueError(
+                f"weights has shape {jnp.shape(weights)}; give one a player, ({whole},): agents'"
+                f" weights are repeated for the subtrees, jnp.repeat(weights, {count})"
+            )
         by_agent = weights.reshape(-1, count)
         totals = [jax.tree.leaves(gradients.sum(by_agent[:, k])) for k in range(count)]
         places = [names.index(own) for own in labels]

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from vcca_jax.admission import informed_update
+from vcca_jax.arguments import check_count
 from vcca_jax.contribution import Utility
 from vcca_jax.gradients import AgentGradients, Method, agent_gradients, checked_weights
 from vcca_jax.operators import affine, example_products, inner_products
@@ -210,13 +211,19 @@ def training_utility(
             t into a key, or every step draws the same. It comes before the screen.
 
     Raises:
-        ValueError: a screen without values or profiles, profiles of other values, no batch, or
-            ``segments`` outside 1..T; by the utility, weights that are not [A].
+        ValueError: a screen without values or profiles, profiles of other values, no batch or
+            one that is not stacked, or ``segments`` outside 1..T; by the utility, weights that are
+            not [A].
     """
     if screen is not None and (values is None or profiles is None):
         raise ValueError("screen is given without values= and profiles=; give all three")
     if values is not None and profiles is not None:
         check_names(profiles, values.names)
+    if jnp.ndim(batches.mask) != 2:
+        raise ValueError(
+            f"batches.mask has shape {jnp.shape(batches.mask)}; give T batches stacked, [T, B], and"
+            " one alone by jax.tree.map(lambda leaf: leaf[None], batch)"
+        )
     steps = batches.mask.shape[0]
     if steps < 1:
         raise ValueError("batches hold no step; give one virtual batch at least")
@@ -270,7 +277,7 @@ def _segment_length(steps: int, segments: int | None) -> int:
         root = math.isqrt(steps - 1) + 1
         lengths = [steps] if steps <= SHORT_RUN else range(root, 2 * root + 1)
         return min(lengths, key=lambda length: (-steps % length, length))
-    if not 1 <= segments <= steps:
+    if not 1 <= check_count("segments", segments, 0) <= steps:
         raise ValueError(
             f"segments={segments} must lie between 1 and the {steps} steps of batches; leave it out"
             " for about the square root of them"

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vcca_jax.arguments import check_takes
 from vcca_jax.conformance.comparison import apart
 from vcca_jax.contribution import Estimator, efficiency_gap
 
@@ -39,6 +40,17 @@ _WORTH = np.array([0.4, 0.1, -0.2, 0.0, 0.3], np.float32)
 _AGENTS = len(_PARTS)
 
 
+_PURE = "make it a pure JAX function: no state, no randomness but key, no Python branch on arrays"
+
+_UNTRACEABLE = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.NonConcreteBooleanIndexError,
+)
+"""What JAX raises where a function asks for the value of what is traced."""
+
+
 def _learning(parts: Any) -> Any:
     """v(w) = sum_d log(1 + (w P)_d): smooth, concave, so that later agents add less."""
     return lambda weights: jnp.log1p(weights @ parts).sum()
@@ -49,9 +61,9 @@ def check_estimator(estimator: Estimator, *, key: jax.Array | None = None) -> Ax
 
     What is asked of all, on a smooth game of five agents, v(w) = sum_d log(1 + sum_i w_i P_id):
 
-        shape       credits [A] of the weights' type, finite
+        shape       credits [A] of the weights' type, finite, in one array
         absence     exactly 0 for an agent of weight 0, even where the utility's slope is infinite
-        purity      the same credits for the same arguments, however it is called
+        purity      the same credits for the same arguments, called a second time
         transforms  the same credits under ``jit`` and, for several utilities at once, ``vmap``
 
     Args:
@@ -66,14 +78,19 @@ def check_estimator(estimator: Estimator, *, key: jax.Array | None = None) -> Ax
     Raises:
         ValueError: the law that is broken, what was seen, and the remedy.
     """
+    check_takes("estimator", estimator, ["utility", "weights"], ["key"])
     weights = jnp.ones(_AGENTS)
     parts = jnp.asarray(_PARTS)
 
     def credited(parts: jax.Array, weights: jax.Array) -> jax.Array:
         return estimator(_learning(parts), weights, key=key)
 
-    compiled = jax.jit(credited)
-    told = compiled(parts, weights)
+    told = credited(parts, weights)
+    if not isinstance(told, jax.Array | np.ndarray):
+        raise ValueError(
+            f"estimator returned a {type(told).__name__}; return one array, credits [A] (of a"
+            " Sampled its credits)"
+        )
     if jnp.shape(told) != (_AGENTS,) or told.dtype != weights.dtype:
         raise ValueError(
             f"estimator returned {jnp.shape(told)} of {jnp.result_type(told)} for weights of"
@@ -81,14 +98,20 @@ def check_estimator(estimator: Estimator, *, key: jax.Array | None = None) -> Ax
         )
     if not np.isfinite(told).all():
         raise ValueError(f"estimator returned {told}; credits must be finite in a smooth game")
-    several = jax.jit(jax.vmap(credited, in_axes=(0, None)))
-    again = several(jnp.stack([parts, 2 * parts]), weights)[0]
-    if not (gap := apart(told, again)) <= CLOSE:
-        raise ValueError(
-            f"estimator's credits differ by {gap:.3g} of the largest under vmap over utilities;"
-            " make it a pure JAX function: no state, no randomness but key, no Python branch on"
-            " arrays"
-        )
+    several = jax.vmap(credited, in_axes=(0, None))
+    for how, called in (
+        ("when called a second time", credited),
+        ("under jit", jax.jit(credited)),
+        ("under vmap over utilities", lambda p, w: jax.jit(several)(jnp.stack([p, 2 * p]), w)[0]),
+    ):
+        try:
+            again = called(parts, weights)
+        except _UNTRACEABLE as error:
+            raise ValueError(f"estimator fails {how}; {_PURE}") from error
+        if not (gap := apart(told, again)) <= CLOSE:
+            raise ValueError(
+                f"estimator's credits differ by {gap:.3g} of the largest {how}; {_PURE}"
+            )
     _check_absence(estimator, key)
     gain = float(_learning(parts)(weights) - _learning(parts)(0 * weights))
     halves = jnp.concatenate([parts[:4], parts[4:] / 2, parts[4:] / 2])

@@ -4,7 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vcca_jax.contribution.coalitions import chunked_map, only_present, participation
+from vcca_jax.arguments import check_count
+from vcca_jax.contribution.coalitions import (
+    chunked_map,
+    only_present,
+    participation,
+    scalar_of,
+)
 from vcca_jax.contribution.protocols import Utility
 
 
@@ -42,14 +48,15 @@ def aumann_shapley(
         Credits `[A]`, in the unit of the utility.
 
     Raises:
-        ValueError: If `nodes` or `batch_size` is less than 1 or `weights` is not `[A]` in [0, 1].
+        ValueError: If `nodes` or `batch_size` is no whole number or less than 1, `weights` is not
+            `[A]` in [0, 1], or the utility does not return a floating-point scalar.
 
     Source: Aumann & Shapley, Values of Non-Atomic Games, Princeton University Press (1974).
     """
     del key
     weights = participation(weights)
     scales, shares = diagonal_rule(nodes, weights.dtype)
-    gradient = jax.grad(utility)
+    gradient = jax.grad(scalar_of(utility))
     slopes = chunked_map(lambda scale: gradient(scale * weights), scales, batch_size=batch_size)
     average = jnp.sum(shares[:, None] * slopes, axis=0)
     return only_present(weights * average, weights)
@@ -57,7 +64,5 @@ def aumann_shapley(
 
 def diagonal_rule(nodes: int, dtype: jax.typing.DTypeLike) -> tuple[jax.Array, jax.Array]:
     """Gauss-Legendre on [0, 1]: where along the diagonal to look, and with what mass, each [n]."""
-    if nodes < 1:
-        raise ValueError(f"nodes is {nodes}; pass at least 1")
-    points, masses = np.polynomial.legendre.leggauss(nodes)
+    points, masses = np.polynomial.legendre.leggauss(check_count("nodes", nodes))
     return jnp.asarray((points + 1) / 2, dtype=dtype), jnp.asarray(masses / 2, dtype=dtype)

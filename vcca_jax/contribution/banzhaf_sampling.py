@@ -70,9 +70,14 @@ def banzhaf_sampled_with_error(
 ) -> Sampled:
     """Estimate Banzhaf values as `banzhaf_sampled` does, with their standard errors.
 
-    s_i^2 = var(v with i) / (number with i) + var(v without i) / (number without i), or with
-    `antithetic` the variance of the pairs' differences over the number of pairs. Where one of the
-    two numbers is 1, the other's variance serves for both.
+    s_i^2 = var(v with i) / m + var(v without i) / n - 2 cov(v(S), v(N - S)) / (m n)
+
+    for m draws with i and n without, S the first draw, whose complement is the second: the two are
+    never on the same side, and utilities that grow with the coalition make their covariance
+    negative. It is estimated from this one pair, without bias as the variances are; so s_i^2 is
+    right on average, however few the draws, though it varies. Where m or n is 1, the other side's
+    variance serves for both, and the covariance is taken at its worst, as minus that. With
+    `antithetic`, s_i^2 is the variance of the pairs' differences over the number of pairs.
 
     Args:
         utility: A pure function of participation weights `[A]`.
@@ -104,7 +109,15 @@ def banzhaf_sampled_with_error(
         variance = squares / jnp.maximum(counts - 1, 1)
         # At least four draws: never are both groups too small to have a variance.
         variance = jnp.where(counts > 1, variance, variance[::-1])
-        error = jnp.sqrt(jnp.sum(variance / counts, axis=0))
+        # A draw pulls its own mean towards itself: deviations are smaller by a factor 1 - 1 / n.
+        factor = jnp.prod(1 - 1 / counts, axis=0)
+        mine = jnp.where(inside[0], centred[0, 0], centred[1, 0])
+        others = jnp.where(inside[0], centred[1, 1], centred[0, 1])
+        known = factor > 0
+        covariance = mine * others / jnp.where(known, factor, 1)
+        covariance = jnp.where(known, covariance, -variance[0])
+        square = jnp.sum(variance / counts, axis=0) - 2 * covariance / jnp.prod(counts, axis=0)
+        error = jnp.sqrt(jnp.maximum(square, 0))
     return Sampled(
         credits=only_present(_contrast(inside, values), weights),
         standard_error=only_present(error, weights),

@@ -8,11 +8,13 @@ that does not depend on an agent then is the same bit for bit with and without t
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vcca_jax.arguments import check_count
 from vcca_jax.contribution.protocols import Utility
 
 BATCH_SIZE = 256
@@ -71,8 +73,8 @@ marginal.defjvps(
 
 
 def chunked_map(
-    function: Callable[[jax.Array], jax.Array], rows: jax.Array, *, batch_size: int | None = None
-) -> jax.Array:
+    function: Callable[[jax.Array], Any], rows: jax.Array, *, batch_size: int | None = None
+) -> Any:
     """Map `function` over the leading axis of `rows`, at most `batch_size` of them at once.
 
     All chunks have the same size, so that `function` is traced once and every row is computed by
@@ -81,7 +83,7 @@ def chunked_map(
     repeated: fewer than one extra row a chunk.
 
     Args:
-        function: A pure function of one row.
+        function: A pure function of one row to an array or several.
         rows: `[n, ...]`, n >= 1.
         batch_size: How many rows at once; None means `BATCH_SIZE`.
 
@@ -89,7 +91,7 @@ def chunked_map(
         The stacked results, `[n, ...]`.
 
     Raises:
-        ValueError: If `batch_size` is less than 1.
+        ValueError: If `batch_size` is no whole number or less than 1.
     """
     count = rows.shape[0]
     chunks, size = _chunk_shape(count, batch_size)
@@ -98,13 +100,13 @@ def chunked_map(
     padding = jnp.minimum(jnp.arange(chunks * size), count - 1)
     chunked = rows[padding].reshape((chunks, size, *rows.shape[1:]))
     results = jax.lax.map(jax.vmap(function), chunked)
-    return results.reshape((chunks * size, *results.shape[2:]))[:count]
+    return jax.tree.map(
+        lambda found: found.reshape((chunks * size, *found.shape[2:]))[:count], results
+    )
 
 
 def _chunk_shape(count: int, batch_size: int | None) -> tuple[int, int]:
-    limit = BATCH_SIZE if batch_size is None else batch_size
-    if limit < 1:
-        raise ValueError(f"batch_size is {batch_size}; pass at least 1, or None for {BATCH_SIZE}")
+    limit = BATCH_SIZE if batch_size is None else check_count("batch_size", batch_size)
     limit = min(limit, count)
     divisor = next(size for size in range(limit, 0, -1) if count % size == 0)
     # For a power of two, as all subsets are, this always holds: nothing is evaluated twice.
@@ -144,13 +146,79 @@ def evaluate(
     def value(row: jax.Array) -> jax.Array:
         members = row if member is None else member(row)
         result = jnp.asarray(utility(jnp.where(members, weights, jnp.zeros_like(weights))))
-        if result.shape != ():
-            raise ValueError(
-                f"utility returned shape {result.shape}; it must return a scalar: sum or mean it"
-            )
+        _check_scalar("utility", result)
         return result.astype(jnp.result_type(result, weights))
 
     return chunked_map(value, rows, batch_size=batch_size)
+
+
+def scalar_of(
+    function: Callable[[Any], jax.Array], name: str = "utility"
+) -> Callable[[Any], jax.Array]:
+    """The same function, which tells in words what it returned where it cannot be differentiated.
+
+    It is looked at as it is traced: nothing is run or traced twice.
+
+    Args:
+        function: A utility, or a loss.
+        name: What it is called in the message.
+
+    Raises:
+        ValueError: When called, if the function does not return a floating-point scalar.
+    """
+
+    def checked(given: Any) -> jax.Array:
+        result = jnp.asarray(function(given))
+        _check_scalar(name, result)
+        if not jnp.issubdtype(result.dtype, jnp.floating):
+            raise ValueError(
+                f"{name} returned {result.dtype}, which has no derivative; return a floating-point"
+                " number that changes with what it is given, or use an estimator that evaluates"
+                " coalitions"
+            )
+        return result
+
+    return checked
+
+
+def _check_scalar(name: str, result: jax.Array) -> None:
+    if result.shape != ():
+        raise ValueError(
+            f"{name} returned shape {result.shape}; it must return a scalar: sum or mean it"
+        )
+
+
+def forward_slopes(
+    at: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
+    weights: jax.Array,
+    scale: jax.typing.ArrayLike = 1,
+) -> jax.Array:
+    """Derivatives in forward mode at `scale * weights`, with absent agents held constant.
+
+    Forward mode multiplies every slope by a tangent, and an absent agent's tangent of 0 by a slope
+    that is infinite where its weight is 0 (that of a root, say) is not a number, and spoils
+    everybody's. Where that happens, slopes are taken with the absent agents' weights a hair above
+    0, provided that the value stays what it is (a utility that jumps there has no such neighbour).
+
+    Args:
+        at: Value and derivatives at a point; any shapes.
+        weights: The grand coalition's participation weights, `[A]`.
+        scale: Of the point on the diagonal.
+    """
+    point = jnp.multiply(scale, weights)
+    value, slopes = at(point)
+    if not isinstance(weights, jax.core.Tracer) and np.all(np.asarray(weights) > 0):
+        return slopes
+    tiny = jnp.finfo(weights.dtype).tiny
+
+    def beside() -> jax.Array:
+        moved, found = at(jnp.where(weights == 0, tiny, point))
+        near = 4 * jnp.finfo(value.dtype).eps * jnp.abs(value) + 1e3 * float(tiny) ** 0.5
+        same = jnp.all(jnp.abs(moved - value) <= near)
+        return jnp.where(jnp.isnan(slopes) & same, found, slopes)
+
+    spoilt = jnp.any(jnp.isnan(slopes)) & jnp.any(weights == 0)
+    return jax.lax.cond(spoilt, beside, lambda: slopes)
 
 
 def members_of(codes: jax.Array, agents: int) -> jax.Array:

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from vcca_jax.contribution.coalitions import only_present, participation
+from vcca_jax.contribution.coalitions import only_present, participation, scalar_of
 from vcca_jax.contribution.protocols import Utility
 
 
@@ -47,7 +47,8 @@ def in_run(
         Credits `[A]`, in the unit of the utility.
 
     Raises:
-        ValueError: If `order` is neither 1 nor 2 or `weights` is not `[A]` in [0, 1].
+        ValueError: If `order` is neither 1 nor 2, `weights` is not `[A]` in [0, 1], or the utility
+            does not return a floating-point scalar.
 
     Source: Wang, Mittal, Song & Jia, "Data Shapley in one training run", arXiv:2406.11011, of which
     this is our reading for participation weights.
@@ -56,7 +57,7 @@ def in_run(
     weights = participation(weights)
     if order not in (1, 2):
         raise ValueError(f"order is {order!r}; choose 1 or 2")
-    gradient = jax.grad(utility)
+    gradient = jax.grad(scalar_of(utility))
     nobody = jnp.zeros_like(weights)
     if order == 1:
         slope = gradient(nobody)

@@ -5,7 +5,13 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from vcca_jax.contribution.coalitions import chunked_map, only_present, participation
+from vcca_jax.contribution.coalitions import (
+    chunked_map,
+    forward_slopes,
+    only_present,
+    participation,
+    scalar_of,
+)
 from vcca_jax.contribution.protocols import Utility
 
 FEW_AGENTS = 2
@@ -52,26 +58,30 @@ def influence(
 
     Raises:
         ValueError: If `mode` is none of these, `weights` is not `[A]` in [0, 1], or `batch_size` is
-            less than 1.
+            less than 1, or the utility does not return a floating-point scalar.
 
     Source: Koh & Liang, "Understanding black-box predictions via influence functions",
     arXiv:1703.04730, for the idea; here the derivative goes through the utility itself, so no
     Hessian is inverted.
     """
     del key
-    weights = participation(weights)
+    weights, utility = participation(weights), scalar_of(utility)
     if mode == "auto":
         mode = "forward" if weights.shape[0] <= FEW_AGENTS else "reverse"
     if mode == "reverse":
         credits = weights * jax.grad(utility)(weights)
     elif mode == "forward":
 
-        def along(agent: jax.Array) -> jax.Array:
-            chosen = jnp.arange(weights.shape[0]) == agent
-            tangent = jnp.where(chosen, weights, jnp.zeros_like(weights))
-            return jax.jvp(utility, (weights,), (tangent,))[1]
+        def at(point: jax.Array) -> tuple[jax.Array, jax.Array]:
+            def along(agent: jax.Array) -> tuple[jax.Array, jax.Array]:
+                chosen = jnp.arange(weights.shape[0]) == agent
+                tangent = jnp.where(chosen, weights, jnp.zeros_like(weights))
+                return jax.jvp(utility, (point,), (tangent,))
 
-        credits = chunked_map(along, jnp.arange(weights.shape[0]), batch_size=batch_size)
+            told = chunked_map(along, jnp.arange(weights.shape[0]), batch_size=batch_size)
+            return told[0][0], told[1]
+
+        credits = forward_slopes(at, weights)
     else:
         raise ValueError(f'mode is {mode!r}; choose "auto", "reverse" or "forward"')
     return only_present(credits, weights)

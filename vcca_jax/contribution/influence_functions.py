@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vcca_jax.contribution.coalitions import only_present
+from vcca_jax.contribution.coalitions import only_present, scalar_of
 from vcca_jax.gradients import agent_gradients
 from vcca_jax.rows import tree_dot
 from vcca_jax.trainer import ExampleLoss, Params
@@ -106,7 +106,8 @@ def influence_functions(
 
     Raises:
         ValueError: negative or non-finite damping, an unknown curvature, "gauss_newton" without
-            outputs and criterion, or fewer than one iteration.
+            outputs and criterion, fewer than one iteration, or a validation loss that does not
+            return a floating-point scalar.
 
     Source: Koh & Liang, "Understanding black-box predictions via influence functions",
     arXiv:1703.04730, with the sign of leave-one-out; Gauss-Newton: Martens, "Deep learning via
@@ -173,7 +174,10 @@ def influence_functions(
         return jax.tree.map(lambda b, d: b + jnp.asarray(damping, d.dtype) * d, bent, direction)
 
     system = conjugate_gradients(
-        product, jax.grad(validation_loss)(params), tolerance, max_iterations
+        product,
+        jax.grad(scalar_of(validation_loss, "validation_loss"))(params),
+        tolerance,
+        max_iterations,
     )
 
     def credit(batch: VirtualBatch) -> jax.Array:

@@ -8,6 +8,7 @@ import numpy as np
 
 from vcca_jax.contribution.coalitions import coalition_values, marginal, only_present, participation
 from vcca_jax.contribution.protocols import Utility
+from vcca_jax.contribution.semivalues import by_sizes, shapley_masses
 
 
 def shapley_interactions(
@@ -52,11 +53,11 @@ def shapley_interactions(
     weights = participation(weights)
     agents = weights.shape[0]
     values = coalition_values(utility, weights, batch_size=batch_size)
-    matrix = jnp.diag(only_present(_shapley(values, agents), weights))
+    matrix = jnp.diag(only_present(by_sizes(values, shapley_masses(agents)), weights))
     if agents == 1:
         return matrix
     first, second = np.triu_indices(agents, k=1)
-    others, mass = _others(agents, 2, values.dtype)
+    others, mass = _others(agents, values.dtype)
 
     def index(pair: jax.Array) -> jax.Array:
         without = _skipping(_skipping(others, pair[0]), pair[1])
@@ -71,19 +72,9 @@ def shapley_interactions(
     return matrix.at[first, second].set(found).at[second, first].set(found)
 
 
-def _shapley(values: jax.Array, agents: int) -> jax.Array:
-    others, mass = _others(agents, 1, values.dtype)
-
-    def credit(agent: jax.Array) -> jax.Array:
-        without = _skipping(others, agent)
-        return jnp.sum(mass * marginal(values[without | (1 << agent)], values[without]))
-
-    return jax.lax.map(credit, jnp.arange(agents))
-
-
-def _others(agents: int, apart: int, kind: jnp.dtype) -> tuple[jax.Array, jax.Array]:
-    """Numbers of the coalitions of all but `apart` agents, and the index's weight of each."""
-    rest = agents - apart
+def _others(agents: int, kind: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+    """Numbers of the coalitions of all but two agents, and the index's weight of each."""
+    rest = agents - 2
     codes = np.arange(2**rest)
     by_size = [1 / ((rest + 1) * math.comb(rest, size)) for size in range(rest + 1)]
     mass = np.array(by_size)[np.bitwise_count(codes)]

@@ -56,7 +56,7 @@ def least_core(
 
     Raises:
         ValueError: If `values` are not finite or of no fitting length, the empty or the grand
-            coalition is missing, or nobody is present.
+            coalition is missing, weights are outside [0, 1], or nobody is present.
         RuntimeError: If the linear program is not solved.
 
     Example:
@@ -73,6 +73,9 @@ def least_core(
 
     gains, members, present, everybody = _checked(values, coalitions, weights)
     credits = np.zeros(len(present))
+    # The solvers' tolerances are absolute: they are given gains of size 1.
+    scale = np.abs(gains).max() or 1.0
+    gains = gains / scale
     total = gains[everybody]
     rows = np.unique(np.column_stack([members[:, present], gains]).astype(np.float64), axis=0)
     inside, asked = rows[:, :-1], rows[:, -1]
@@ -81,7 +84,7 @@ def least_core(
     inside, asked, number = inside[proper], asked[proper], number[proper]
     agents = inside.shape[1]
     if not len(asked):
-        credits[present] = total / agents
+        credits[present] = scale * total / agents
         return LeastCore(credits, -np.inf)
     solution = optimize.linprog(
         np.append(np.zeros(agents), 1.0),
@@ -94,20 +97,19 @@ def least_core(
     )
     if solution.status != 0:
         raise RuntimeError(f"the linear program was not solved: {solution.message}")
-    scale = max(np.abs(gains).max(), np.finfo(float).tiny)
     # Solvers keep constraints to a tolerance: what their point attains is attainable.
     attained = solution.x[:-1] + (total - solution.x[:-1].sum()) / agents
     deficit = float(np.max(asked - inside @ attained))
     # Deviations from equal shares, in an orthonormal basis of those that sum to 0.
     basis = np.linalg.svd(np.ones((1, agents)))[2][1:].T
-    short = (asked - deficit - number * total / agents) / scale - SLACK
-    closest = total / agents + scale * (basis @ _least_distance(inside @ basis, short))
+    short = asked - deficit - number * total / agents - SLACK
+    closest = total / agents + basis @ _least_distance(inside @ basis, short)
     reached = float(np.max(asked - inside @ closest))
     # Where ties are narrower than rounding, the linear program's own point is as good.
-    if not reached <= deficit + 10 * SLACK * scale:
+    if not reached <= deficit + 10 * SLACK:
         closest, reached = attained, deficit
-    credits[present] = closest
-    return LeastCore(credits, reached)
+    credits[present] = scale * closest
+    return LeastCore(credits, float(scale * reached))
 
 
 def _least_distance(rows: np.ndarray, bounds: np.ndarray) -> np.ndarray:
@@ -146,11 +148,14 @@ def _checked(
                 f"coalitions has shape {members.shape}; pass one row a value, {len(utilities)}, "
                 "and one column an agent"
             )
-    present = np.ones(members.shape[1], bool) if weights is None else np.asarray(weights) > 0
-    if present.shape != (members.shape[1],) or not present.any():
+    given = np.ones(members.shape[1]) if weights is None else np.asarray(weights, np.float64)
+    within = np.all((given >= 0) & (given <= 1))
+    if given.shape != (members.shape[1],) or not (within and given.any()):
         raise ValueError(
-            f"weights is {weights!r}; pass one weight an agent, {members.shape[1]}, one above 0"
+            f"weights is {weights!r}; pass one weight an agent, {members.shape[1]}, each in [0, 1]"
+            " and one above 0"
         )
+    present = given > 0
     number = members[:, present].sum(axis=1)
     empty, everybody = np.flatnonzero(number == 0), np.flatnonzero(number == present.sum())
     if not len(empty) or not len(everybody):

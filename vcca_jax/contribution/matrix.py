@@ -1,6 +1,7 @@
 """The credit matrix: what each agent contributes to each beneficiary."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,10 @@ from vcca_jax.contribution.coalitions import participation
 from vcca_jax.contribution.protocols import Estimator, Sampled
 
 Utilities = Callable[[jax.Array], jax.Array]
-"""A pure function of participation weights that returns one utility a beneficiary, `[U]`."""
+"""A pure function of participation weights that returns one utility a beneficiary, `[U]`.
+
+For `first_order` it has an attribute of that name besides, `first_order(w) -> [U, A]`.
+"""
 
 
 def credit_matrix(
@@ -43,7 +47,8 @@ def credit_matrix(
         Credits `[U, A]`, each row in the unit of its utility.
 
     Raises:
-        ValueError: If `utilities` does not return one axis, or whatever the estimator raises.
+        ValueError: If `utilities` does not return one axis; of `first_order`, if they do not know
+            their first-order credits; or whatever the estimator raises.
     """
     weights = participation(weights)
     shape = jax.eval_shape(utilities, weights).shape
@@ -54,9 +59,32 @@ def credit_matrix(
 
     # What does not depend on the beneficiary is not batched over: coalitions are run once.
     def row(beneficiary: jax.Array) -> jax.Array:
-        return estimator(lambda w: utilities(w)[beneficiary], weights, key=key)
+        return estimator(_Row(utilities, beneficiary), weights, key=key)
 
     return jax.vmap(row)(jnp.arange(shape[0]))
+
+
+@dataclass(frozen=True, eq=False)
+class _Row:
+    """One beneficiary's utility."""
+
+    utilities: Utilities
+    beneficiary: jax.Array
+
+    def __call__(self, weights: jax.Array) -> jax.Array:
+        return self.utilities(weights)[self.beneficiary]
+
+    def first_order(self, weights: jax.Array) -> jax.Array:
+        """Its own, `[A]`: `contribution.first_order` takes what has none for a game without
+        parameters and follows it after the step, which is another credit."""
+        expanded = getattr(self.utilities, "first_order", None)
+        if expanded is None:
+            raise ValueError(
+                "utilities have no first_order(weights) -> [U, A], from which first_order could"
+                " credit; stack what it says of each one-step utility,"
+                " jnp.stack([first_order(each, weights) for each in ...]), or use influence"
+            )
+        return jnp.asarray(expanded(weights))[self.beneficiary]
 
 
 def with_validation_error(

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from vcca_jax.arguments import check_count
 from vcca_jax.contribution.coalitions import evaluate, marginal, only_present, participation
 from vcca_jax.contribution.protocols import Sampled, Utility
 from vcca_jax.contribution.sampling import check_draws, sampled
@@ -84,6 +85,7 @@ def multilinear_shapley_with_error(
     """
     weights = participation(weights)
     coalitions = 2 if antithetic else 1
+    check_count("samples", samples)
     if samples < 2 * coalitions:
         raise ValueError(f"samples is {samples}; a standard error needs at least {2 * coalitions}")
     marginals = _marginals(utility, weights, key, samples, antithetic, batch_size)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from vcca_jax.arguments import check_count
 from vcca_jax.contribution.coalitions import (
     BATCH_SIZE,
     evaluate,
@@ -116,6 +117,7 @@ def permutation_shapley_with_error(
     """
     weights = participation(weights)
     orders = 2 if antithetic else 1
+    check_count("permutations", permutations)
     if permutations < 2 * orders:
         raise ValueError(
             f"permutations is {permutations}; a standard error needs at least {2 * orders}"

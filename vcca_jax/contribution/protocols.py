@@ -40,3 +40,12 @@ class Sampled(NamedTuple):
     credits: jax.Array
     standard_error: jax.Array
     evaluations: jax.Array
+
+
+class Enumerated(Sampled):
+    """A `Sampled` for which every coalition was evaluated: its errors are 0 and not merely seen so.
+
+    Which one a sampler returns is decided by its budget, before anything is drawn.
+    """
+
+    __slots__ = ()

@@ -31,10 +31,19 @@ def quotient(
 
     Returns:
         A utility of the principals' participation weights `[P]`.
+
+    Raises:
+        ValueError: If `principals` is not one integer an agent; when called, if one is not within
+            0 .. P - 1 (where `principals` is not traced).
     """
-    weights, principals = participation(weights), jnp.asarray(principals)
+    weights = participation(weights)
+    principals = _owners(principals, weights)
+    known = None if isinstance(principals, jax.core.Tracer) else np.asarray(principals)
 
     def agents(shares: jax.Array) -> jax.Array:
+        # A gather would take what is out of range for the first or the last.
+        if known is not None:
+            _checked_count(known, shares.shape[0])
         return weights * shares[principals].astype(weights.dtype)
 
     expanded = getattr(utility, "first_order", None)
@@ -87,12 +96,7 @@ def by_principal(
         utility: Utility, weights: jax.Array, *, key: jax.Array | None = None
     ) -> jax.Array:
         weights = participation(weights)
-        owners = jnp.asarray(principals)
-        if owners.shape != weights.shape:
-            raise ValueError(
-                f"principals has shape {owners.shape} and weights {weights.shape}; name one"
-                " principal an agent"
-            )
+        owners = _owners(principals, weights)
         present = (weights > 0).astype(weights.dtype)
         agents = jax.ops.segment_sum(present, owners, num_segments=count)
         grand = (agents > 0).astype(weights.dtype)
@@ -105,9 +109,28 @@ def by_principal(
 def principal_credits(
     credits: jax.Array, principals: jax.typing.ArrayLike, *, count: int | None = None
 ) -> jax.Array:
-    """Sum agents' credits `[A]` by principal, `[P]`; see `by_principal` for the arguments."""
-    count = _checked_count(principals, count)
+    """Sum agents' credits `[A]` by principal, `[P]`; see `by_principal` for the arguments.
+
+    Raises:
+        ValueError: If `credits` is not one an agent, or as `by_principal`.
+    """
+    count, credits = _checked_count(principals, count), jnp.asarray(credits)
+    if credits.shape != jnp.shape(principals):
+        raise ValueError(
+            f"credits has shape {credits.shape} and principals {jnp.shape(principals)}; pass one"
+            " credit an agent, [A] (of a matrix by beneficiary, map over its rows with jax.vmap)"
+        )
     return jax.ops.segment_sum(credits, jnp.asarray(principals), num_segments=count)
+
+
+def _owners(principals: jax.typing.ArrayLike, weights: jax.Array) -> jax.Array:
+    owners = jnp.asarray(principals)
+    if owners.shape != weights.shape or not jnp.issubdtype(owners.dtype, jnp.integer):
+        raise ValueError(
+            f"principals has shape {owners.shape} and dtype {owners.dtype}, and weights"
+            f" {weights.shape}; name one principal an agent, by integers"
+        )
+    return owners
 
 
 def _checked_count(principals: jax.typing.ArrayLike, count: int | None) -> int:

@@ -23,7 +23,7 @@ from vcca_jax.contribution.coalition_sizes import (
     strata,
 )
 from vcca_jax.contribution.coalitions import evaluate, marginal, only_present, participation
-from vcca_jax.contribution.protocols import Sampled, Utility
+from vcca_jax.contribution.protocols import Enumerated, Sampled, Utility
 from vcca_jax.contribution.sampling import among_present, check_evaluations
 
 
@@ -260,14 +260,17 @@ def _solve(
         [jnp.zeros((1, agents), bool), members, ~members, jnp.ones((1, agents), bool)]
     )
     values = evaluate(utility, weights, rows, batch_size=batch_size)
-    kind = values.dtype
+    asked = values.dtype
+    # Systems are solved in single precision at least: there is no lower one that could be.
+    kind = jnp.promote_types(asked, jnp.float32)
+    values = values.astype(kind)
     gain = values[-1] - values[0]
     present = (weights > 0).astype(kind)
     share = present / jnp.maximum(jnp.sum(present), 1)
     even = gain * share
     if not len(mass):
-        nothing = jnp.zeros_like(even)
-        return Sampled(even, nothing, jnp.asarray(rows.shape[0], jnp.int32))
+        even, nothing = even.astype(asked), jnp.zeros_like(even, asked)
+        return Enumerated(even, nothing, jnp.asarray(rows.shape[0], jnp.int32))
     odd = 0.5 * marginal(values[1 : 1 + len(mass)], values[1 + len(mass) : -1])
     inside = members.astype(kind)
     number = inside @ share
@@ -284,8 +287,11 @@ def _solve(
     deleted = residual / jnp.maximum(1 - leverage, 1e-3)
     unseen = jnp.sqrt(jnp.asarray(1 - fraction, dtype=kind))
     terms = among_present(hat * (unseen * deleted)[:, None], weights)
-    return Sampled(
-        credits=only_present(among_present(slope, weights) + even, weights),
-        standard_error=only_present(jnp.sqrt(jnp.sum(terms**2, axis=0)), weights),
+    credits = only_present(among_present(slope, weights) + even, weights)
+    error = only_present(jnp.sqrt(jnp.sum(terms**2, axis=0)), weights)
+    told = Enumerated if np.all(fraction == 1) else Sampled
+    return told(
+        credits=credits.astype(asked),
+        standard_error=error.astype(asked),
         evaluations=jnp.asarray(rows.shape[0], dtype=jnp.int32),
     )

@@ -5,6 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from vcca_jax.arguments import check_count, check_key
 from vcca_jax.contribution.coalitions import only_present
 from vcca_jax.contribution.protocols import Sampled
 
@@ -13,12 +14,11 @@ def check_draws(name: str, count: int, key: jax.Array | None, antithetic: bool) 
     """Return the key, once it is known to be there and `count` (called `name`) to be possible.
 
     Raises:
-        ValueError: If `key` is None, or `count` is less than 1, or odd with `antithetic`.
+        ValueError: If `key` is None or no key, or `count` is no whole number, less than 1, or odd
+            with `antithetic`.
     """
-    if key is None:
-        raise ValueError("key is None; pass a jax.random.key, the coalitions are drawn from it")
-    if count < 1:
-        raise ValueError(f"{name} is {count}; pass at least 1")
+    key = check_key(key)
+    check_count(name, count)
     if antithetic and count % 2:
         raise ValueError(f"{name} is {count}; antithetic ones come in pairs: pass an even number")
     return key
@@ -49,10 +49,11 @@ def check_evaluations(evaluations: int, least: int, key: jax.Array | None) -> ja
     """Return the key, once it is known to be there and the budget to suffice.
 
     Raises:
-        ValueError: If `key` is None or there are fewer than `least` evaluations.
+        ValueError: If `key` is None or no key, or `evaluations` is no whole number or less than
+            `least`.
     """
-    if key is None:
-        raise ValueError("key is None; pass a jax.random.key, the coalitions are drawn from it")
+    key = check_key(key)
+    check_count("evaluations", evaluations, least=0)
     if evaluations < least:
         raise ValueError(
             f"evaluations is {evaluations}; pass at least {least} for this many agents, or use "

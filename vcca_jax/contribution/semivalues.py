@@ -58,9 +58,7 @@ def exact_shapley(
     """
     del key
     weights = participation(weights)
-    agents = weights.shape[0]
-    by_size = [Fraction(1, agents * math.comb(agents - 1, size)) for size in range(agents)]
-    return _semivalue(utility, weights, by_size, batch_size)
+    return _semivalue(utility, weights, shapley_masses(weights.shape[0]), batch_size)
 
 
 def banzhaf(
@@ -156,18 +154,33 @@ def _rising(start: Fraction, steps: int) -> Fraction:
 
 
 def _semivalue(
-    utility: Utility, weights: jax.Array, by_size: Sequence[Fraction], batch_size: int | None
+    utility: Utility, weights: jax.Array, masses: Sequence[Fraction], batch_size: int | None
 ) -> jax.Array:
-    agents = weights.shape[0]
     values = coalition_values(utility, weights, batch_size=batch_size)
+    return only_present(by_sizes(values, masses), weights)
+
+
+def shapley_masses(agents: int) -> list[Fraction]:
+    """What Shapley's value gives one coalition of each size of the others, `[A]`."""
+    return [Fraction(1, agents * math.comb(agents - 1, size)) for size in range(agents)]
+
+
+def by_sizes(values: jax.Array, masses: Sequence[Fraction]) -> jax.Array:
+    """Every agent's contributions `[A]`, from the values of all coalitions `[2**A]`.
+
+    Args:
+        values: As `coalition_values` returns them.
+        masses: `[A]`, by the size of the coalition joined.
+    """
+    agents = len(masses)
     # Coalitions of the others, whoever is taken out of the numbering, keep their order: the same
     # sizes serve every agent.
     sizes = np.bitwise_count(np.arange(2 ** (agents - 1)))
-    mass = jnp.asarray(np.array([float(p) for p in by_size])[sizes], dtype=values.dtype)
+    mass = jnp.asarray(np.array([float(p) for p in masses])[sizes], dtype=values.dtype)
 
     def credit(agent: int) -> jax.Array:
         # Differences first, so that an agent that changes nothing gets a sum of exact zeros.
         split = values.reshape((-1, 2, 2**agent))
         return jnp.sum(mass * marginal(split[:, 1], split[:, 0]).reshape(-1))
 
-    return only_present(jnp.stack([credit(agent) for agent in range(agents)]), weights)
+    return jnp.stack([credit(agent) for agent in range(agents)])

@@ -9,7 +9,7 @@ import numpy as np
 
 from vcca_jax.contribution.coalition_sizes import Strata, draw_coalitions, share_out, strata
 from vcca_jax.contribution.coalitions import evaluate, only_present, participation
-from vcca_jax.contribution.protocols import Sampled, Utility
+from vcca_jax.contribution.protocols import Enumerated, Sampled, Utility
 from vcca_jax.contribution.sampling import among_present, check_evaluations
 
 RIDGE = 0.01
@@ -111,14 +111,18 @@ def stratified_shapley_with_error(
     members = draw_coalitions(key, agents, drawn)
     rows = jnp.concatenate([jnp.zeros((1, agents), bool), jnp.ones((1, agents), bool), members])
     values = evaluate(utility, weights, rows, batch_size=batch_size)
+    asked = values.dtype
+    # The model is solved for in single precision at least: there is no lower one that could be.
+    values = values.astype(jnp.promote_types(asked, jnp.float32))
     gain = values[1] - values[0]
     present = (weights > 0).astype(values.dtype)
     credits, terms = _differences(members, values[2:] - values[0], present, drawn)
-    return Sampled(
-        credits=only_present(among_present(gain / agents + credits, weights), weights),
-        standard_error=only_present(
-            jnp.sqrt(jnp.sum(among_present(terms, weights) ** 2, axis=0)), weights
-        ),
+    credits = only_present(among_present(gain / agents + credits, weights), weights)
+    error = jnp.sqrt(jnp.sum(among_present(terms, weights) ** 2, axis=0))
+    told = Enumerated if np.all(drawn.counts == drawn.totals) else Sampled
+    return told(
+        credits=credits.astype(asked),
+        standard_error=only_present(error, weights).astype(asked),
         evaluations=jnp.asarray(rows.shape[0], dtype=jnp.int32),
     )
 

@@ -6,8 +6,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from vcca_jax.arguments import check_count, check_key
 from vcca_jax.contribution.aumann_shapley import diagonal_rule
-from vcca_jax.contribution.coalitions import chunked_map, only_present, participation
+from vcca_jax.contribution.coalitions import (
+    chunked_map,
+    forward_slopes,
+    only_present,
+    participation,
+)
 from vcca_jax.contribution.matrix import Utilities
 
 
@@ -128,7 +134,7 @@ def bootstrap(
         are an interval; its standard deviation is a standard error.
 
     Raises:
-        ValueError: a matrix that is not [U, A] with U >= 2, or fewer than one draw.
+        ValueError: a matrix that is not [U, A] with U >= 2, fewer than one draw, or no key.
 
     Source: Efron, "Bootstrap methods: another look at the jackknife", Annals of Statistics 7
     (1979).
@@ -136,8 +142,7 @@ def bootstrap(
     matrix = jnp.asarray(matrix)
     if matrix.ndim != 2 or matrix.shape[0] < 2:
         raise ValueError(f"matrix has shape {matrix.shape}; give [U, A] with U >= 2 examples")
-    if draws < 1:
-        raise ValueError(f"draws={draws} must be at least 1")
+    key, draws = check_key(key, "examples are"), check_count("draws", draws)
     examples = matrix.shape[0]
 
     def one(own: jax.Array) -> Any:
@@ -186,15 +191,16 @@ def slope_matrix(
     ones = jnp.ones(1, weights.dtype)
     scales, shares = (ones, ones) if nodes is None else diagonal_rule(nodes, weights.dtype)
 
-    def slopes(scale: jax.Array) -> jax.Array:
+    def at(point: jax.Array) -> tuple[jax.Array, jax.Array]:
         # Linearized once: what does not depend on the direction is not computed for each.
-        _, linear = jax.linearize(utilities, scale * weights)
+        value, linear = jax.linearize(utilities, point)
 
         def along(agent: jax.Array) -> jax.Array:
             chosen = jnp.arange(weights.shape[0]) == agent
             return linear(jnp.where(chosen, weights, jnp.zeros_like(weights)))
 
-        return chunked_map(along, jnp.arange(weights.shape[0]), batch_size=batch_size)
+        return value, chunked_map(along, jnp.arange(weights.shape[0]), batch_size=batch_size)
 
-    average = jnp.tensordot(shares, jax.lax.map(slopes, scales), 1)
+    slopes = jax.lax.map(lambda scale: forward_slopes(at, weights, scale), scales)
+    average = jnp.tensordot(shares, slopes, 1)
     return jax.vmap(only_present, in_axes=(0, None))(average.T, weights)

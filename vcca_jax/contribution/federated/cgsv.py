@@ -78,7 +78,7 @@ def cgsv(capacity: int, *, memory: float = 0.95, floor: float = 1e-3) -> Federat
 
     def step(state: Reputation, learnt: ClientUpdates) -> tuple[Reputation, jax.Array]:
         kind = state.reputation.dtype
-        here = on_agent_axis(present(learnt).astype(kind), learnt, capacity) > 0
+        here = jnp.zeros(capacity, bool).at[learnt.agents].max(present(learnt))
         share = on_agent_axis(learnt.weights.astype(kind), learnt, capacity)
         before = jnp.where(state.seen, state.reputation, share)
         cosines = agreement(learnt, before[learnt.agents]).astype(kind)

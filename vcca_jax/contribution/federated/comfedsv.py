@@ -112,7 +112,7 @@ def comfedsv(
         return UtilityMatrix(jnp.zeros(shape), jnp.zeros(shape, bool), jnp.zeros((), jnp.int32))
 
     def step(state: UtilityMatrix, learnt: ClientUpdates) -> tuple[UtilityMatrix, jax.Array]:
-        bit = jnp.asarray(bits)[learnt.agents]
+        bit = jnp.asarray(bits).at[learnt.agents].get(mode="fill", fill_value=0)
         taking_part = present(learnt) & (bit > 0)
         utility = game(learnt.params, learnt.updates, learnt.weights, validation_loss)
         values = coalition_values(utility, taking_part.astype(learnt.weights.dtype))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vcca_jax.arguments import check_count, check_key
 from vcca_jax.contribution.coalitions import evaluate, participation
 from vcca_jax.contribution.protocols import Utility
 
@@ -88,13 +89,15 @@ def gtg_shapley(
 
     Raises:
         ValueError: If a tolerance is negative, `window` is less than 2, `least` or `most` is less
-            than 1, `weights` is not `[A]` in [0, 1], or the utility does not return a scalar.
+            than 1, `key` is None, `weights` is not `[A]` in [0, 1], or the utility of a coalition
+            is no scalar or not finite.
 
     Source: Liu, Chen, Yu, Liu & Cui, "GTG-Shapley: efficient and accurate participant contribution
     evaluation in federated learning", arXiv:2109.02053; the constants are those of its published
     implementations.
     """
     _check(round_tolerance, order_tolerance, change, window, least, most)
+    key = check_key(key, "the orders are")
     weights = participation(weights)
     players = np.flatnonzero(np.asarray(weights) > 0)
     count = len(players)
@@ -141,6 +144,13 @@ class _Known:
             padded = [row for _, row in part] + [part[0][1]] * (self._batch - len(part))
             rows = jnp.asarray(np.stack(padded))
             results = np.asarray(evaluate(self._utility, self._weights, rows), np.float64)
+            for (_, row), worth in zip(part, results.tolist(), strict=False):
+                if not math.isfinite(worth):
+                    raise ValueError(
+                        f"utility returned {worth} for the coalition of agents"
+                        f" {np.flatnonzero(row).tolist()}; credits need finite utilities: screen"
+                        " the updates, shorten the step, or bound the loss"
+                    )
             self.evaluations += len(part)
             self._table.update(zip((name for name, _ in part), results.tolist(), strict=False))
         return np.array([self._table[name] for name in names])
@@ -201,5 +211,5 @@ def _check(
         if not value >= 0:
             raise ValueError(f"{name} is {value}; pass a number >= 0")
     for name, number, fewest in (("window", window, 2), ("least", least, 1), ("most", most, 1)):
-        if number is not None and number < fewest:
-            raise ValueError(f"{name} is {number}; pass at least {fewest}")
+        if number is not None:
+            check_count(name, number, fewest)

@@ -5,7 +5,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from vcca_jax.arguments import check_count
 from vcca_jax.baselines.federated import ClientUpdates
 
 
@@ -67,12 +69,25 @@ def present(learnt: ClientUpdates) -> jax.Array:
 
 
 def on_agent_axis(values: jax.Array, learnt: ClientUpdates, capacity: int) -> jax.Array:
-    """Clients' values `[C]` at their slots of the agent axis, `[A]`; 0 for who was absent."""
-    kept = jnp.where(present(learnt), values, jnp.zeros_like(values))
-    return jnp.zeros(capacity, values.dtype).at[learnt.agents].add(kept)
+    """Clients' values `[C]` at their slots of the agent axis, `[A]`; 0 for who was absent.
+
+    Raises:
+        ValueError: If a client that took part has no slot. Where that is not known, under `jit`,
+            nothing that is returned is a number then: no credit is lost in silence.
+    """
+    here, slots = present(learnt), learnt.agents
+    outside = here & ((slots < 0) | (slots >= capacity))
+    if not isinstance(outside, jax.core.Tracer) and np.asarray(outside).any():
+        raise ValueError(
+            f"capacity is {capacity}, and clients of slots {np.asarray(slots[outside]).tolist()}"
+            " took part; pass the length of the agent axis"
+        )
+    kept = jnp.where(here, values, jnp.zeros_like(values))
+    told = jnp.zeros(capacity, values.dtype).at[slots].add(kept)
+    return jnp.where(outside.any(), jnp.nan, told)
 
 
 def check_capacity(capacity: int) -> None:
     """``ValueError`` for an agent axis without a slot."""
-    if capacity < 1:
+    if check_count("capacity", capacity, 0) < 1:
         raise ValueError(f"capacity is {capacity}; pass the length of the agent axis, at least 1")
