@@ -10,6 +10,7 @@ from vcca_jax.constraints import protect
 from vcca_jax.contribution import first_order
 from vcca_jax.cooperate import cooperate
 from vcca_jax.gradients import agent_gradients
+from vcca_jax.one_pass.tape import record
 from vcca_jax.profiles import value_profiles
 from vcca_jax.rows import rows_dot, rows_gram, tree_dot
 from vcca_jax.values import group_loss, value_losses
@@ -44,6 +45,30 @@ def given(kind):
     ]
     params = {"w": jnp.linspace(0.1, 0.4, WIDTH).astype(kind)}
     return params, batch, held_out
+
+
+@pytest.mark.parametrize("form", ["pairs", "stacked", "directions"])
+def test_few_digits_in_weights_and_many_in_activations(form):
+    """A site's gradients are kept as wide as what they are made of, whatever its weights are."""
+    generator = np.random.default_rng(1)
+    inputs = jnp.asarray(generator.normal(size=(4, 6, 5)), jnp.float32)
+    targets, coefficients = jnp.arange(4.0), [jnp.asarray([1.0, -0.5])]
+
+    def loss(params, inputs, targets):
+        return (jnp.tanh(inputs @ params["w"]).mean(1) @ params["v"] - targets) ** 2
+
+    w = jnp.asarray(generator.normal(size=(5, 3)), jnp.bfloat16)
+    params = {"w": w, "v": jnp.ones(3, jnp.float32)}
+
+    def told(params):
+        tape = record(loss, params, inputs, targets, blocks=(2,), form=form)
+        return tape.products(coefficients), tape.combination(jnp.ones(4))
+
+    few, total = jax.jit(told)(params)
+    many, expected = jax.jit(told)(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params))
+    np.testing.assert_allclose(few, many, rtol=0.02, atol=0.02 * np.abs(many).max())
+    assert total["w"].dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.float32(total["w"]), expected["w"], rtol=0.02, atol=0.02)
 
 
 @pytest.mark.parametrize("method", FORMS)

@@ -141,6 +141,62 @@ def test_shapes_are_enough():
     assert form_costs(loss_fn, *shapes, held_out) == form_costs(loss_fn, params, batch, held_out)
 
 
+@jax.custom_vjp
+def straight_through(numbers):
+    return jnp.round(4 * numbers) / 4
+
+
+straight_through.defvjp(lambda numbers: (straight_through(numbers), None), lambda _, g: (g,))
+
+
+def test_a_rule_for_backward_mode_alone_leaves_the_forms_that_need_no_other():
+    """Of parameters it rules out products by forward mode, of activations "linearized" alone."""
+    _, params, batch, _ = setting()
+
+    def of_weights(params, inputs, targets):
+        hidden = jnp.tanh(inputs @ straight_through(params["w"]))
+        return jnp.square(hidden @ params["v"] - targets)
+
+    def of_activations(params, inputs, targets):
+        hidden = straight_through(jnp.tanh(inputs @ params["w"]))
+        return jnp.square(hidden @ params["v"] - targets)
+
+    params = {"w": jnp.full((FEATURES, 3), 0.3), "v": jnp.ones(3)}
+    assert set(form_costs(of_weights, params, batch)) == {"stacked", "scanned"}
+    assert set(form_costs(of_activations, params, batch)) == {"one_pass", "stacked", "scanned"}
+    expected = agent_gradients(of_weights, params, batch, method="stacked")
+    for method in ("one_pass", "linearized"):
+        gradients = agent_gradients(of_weights, params, batch, method=method)
+        assert relative_difference(gradients.sum(), expected.sum()) < 1e-5
+        with pytest.raises(ValueError, match=r"custom_vjp.*use method='scanned' or 'stacked'"):
+            gradients.dot(params)
+    with pytest.raises(ValueError, match=f"method='{method}' takes products"):
+        jax.vmap(gradients.dot)(jax.tree.map(lambda leaf: leaf[None], params))
+    gradients = agent_gradients(of_activations, params, batch, method="one_pass")
+    expected = agent_gradients(of_activations, params, batch, method="stacked")
+    np.testing.assert_allclose(gradients.dot(params), expected.dot(params), rtol=1e-4)
+
+
+def test_auto_takes_a_form_that_can_be_had():
+    _, _, batch, _ = setting()
+
+    def loss_fn(params, inputs, targets):
+        return jnp.square(inputs @ straight_through(params) - targets)
+
+    params, rows = jnp.full(FEATURES, 0.3), (batch.inputs[:5], batch.targets[:5])
+    held_out = group_loss(loss_fn, *rows)
+    values = value_losses({"group": held_out})
+    profiles = value_profiles(values.names, [[protect("group")]] * 4)
+    credits = []
+    for method in ("auto", "stacked"):
+        trainer = cooperate(
+            loss_fn, optax.sgd(0.1), held_out, values, estimator=first_order, method=method
+        )
+        state = trainer.init(params, profiles)
+        credits.append(jax.jit(trainer.step)(state, batch)[1].credits)
+    np.testing.assert_allclose(*credits, rtol=1e-4)
+
+
 def test_what_does_not_fit_is_not_chosen():
     costs = {
         "one_pass": FormCost(1.0, 100.0),

@@ -103,7 +103,37 @@ def convolved():
     return loss, params, generator.normal(size=(ROWS, 2, 5, 4)).astype("f")
 
 
+def settled():
+    """Comparisons, an order and a choice of branch, made of parameters, where they meet data."""
+
+    def loss(params, inputs, targets):
+        hidden = jnp.tanh(inputs @ params["w"] + params["b"][None])
+        hidden = jnp.where(params["b"][None] > 0, hidden, 0.0)
+        hidden = hidden[:, jnp.argsort(params["b"])]
+        branches = (lambda h: h @ params["v"], lambda h: jnp.sin(h @ params["v"]))
+        scores = jax.lax.switch(jnp.argmax(params["b"]) % 2, branches, hidden)
+        return criterion(scores, targets)
+
+    generator = np.random.default_rng(9)
+    shapes = {"w": (5, 4), "b": (4,), "v": (4, 3)}
+    params = {name: generator.normal(size=s).astype("f") for name, s in shapes.items()}
+    return loss, params, examples("mlp")
+
+
+def dataless():
+    """A loss that looks at parameters alone."""
+
+    def loss(params, inputs, targets):
+        del targets
+        return jnp.full(len(inputs), jnp.sum(params["w"] ** 2) + params["b"][0])
+
+    params = {"w": np.arange(6, dtype="f").reshape(2, 3), "b": np.ones(2, "f")}
+    return loss, params, examples("mlp")
+
+
 CASES = {
+    "settled": settled,
+    "dataless": dataless,
     "convolution": convolved,
     "mlp": lambda: of_model("mlp"),
     "low rank": adapted,
@@ -186,7 +216,9 @@ SLOW = pytest.mark.slow
         )
         for n in CASES
         for f in ("auto", "pairs", "stacked", "directions")
-        if f == "auto" or n in ("convolution", "positions", "tied", "loop", "vgg", "transformer")
+        if f == "auto"
+        or n in ("convolution", "positions", "tied", "loop", "vgg", "transformer")
+        or (n, f) == ("settled", "stacked")
     ],
 )
 def test_all_actions_are_those_of_the_examples_own_gradients(name, form):
@@ -198,8 +230,8 @@ def test_all_actions_are_those_of_the_examples_own_gradients(name, form):
     for ours, theirs in zip((dots, combined, *products), expected[1:], strict=True):
         assert np.abs(theirs).max() > 1e-3
         np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-11 * np.abs(theirs).max())
-    # A leaf that is used twice, or is part of a product, leaves norms to another way.
-    assert (squares[0] is None) == (name in ("tied", "low rank"))
+    # A leaf that is used twice, or is part of a sum or a product, leaves norms to another way.
+    assert (squares[0] is None) == (name in ("tied", "low rank", "dataless"))
     for ours, theirs in zip(squares, norms, strict=True):
         if ours is not None:
             assert ours[3] == 0

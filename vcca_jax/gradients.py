@@ -21,7 +21,9 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from vcca_jax.example_losses import checked_losses
 from vcca_jax.one_pass.tape import Tape, record
+from vcca_jax.programs import check_forward
 from vcca_jax.rows import rows_combination, rows_dot, scalar_weights, tree_dot, weighted, wide
 from vcca_jax.trainer import ExampleLoss, Params, live_count, sample_shares
 from vcca_jax.virtual_batch import VirtualBatch, Visits, present, visits
@@ -81,7 +83,9 @@ def agent_gradients(
         An ``AgentGradients``. It may be differentiated in its weights and directions.
 
     Raises:
-        ValueError: an unknown method, or a ``loss_fn`` that does not return one loss an example.
+        ValueError: an unknown method, or a ``loss_fn`` that does not return one loss an example;
+            by ``dot`` of "linearized" and "one_pass", a ``jax.custom_vjp`` on the way of the
+            parameters, which has no derivative in forward mode.
     """
     forms = {
         "linearized": _linearized,
@@ -184,12 +188,7 @@ def agent_norms(gradients: AgentGradients) -> jax.Array:
 def _example_losses(
     loss_fn: ExampleLoss, params: Params, inputs: Any, targets: Any, mask: Any
 ) -> jax.Array:
-    losses = loss_fn(params, inputs, targets)
-    if losses.shape != mask.shape:
-        raise ValueError(
-            f"loss_fn returned shape {losses.shape} for {mask.shape[0]} examples; it must return"
-            f" one loss an example, shape {mask.shape}, and leave the mean to the caller"
-        )
+    losses = checked_losses(loss_fn(params, inputs, targets), mask.shape[0])
     return jnp.where(mask, losses, 0)
 
 
@@ -212,6 +211,7 @@ def _linearized(
     transpose = jax.linear_transpose(jvp, params)
 
     def dot(direction: Params) -> jax.Array:
+        check_forward("linearized", jvp, direction)
         return _agent_sum(jvp(direction), batch.owners, capacity)
 
     def total(weights: jax.Array | None = None) -> Params:

@@ -14,7 +14,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from vcca_jax.example_losses import checked_losses, example_count
 from vcca_jax.one_pass.placement import same_loss
 from vcca_jax.trainer import ExampleLoss, Params
 
@@ -52,15 +54,57 @@ class HeldOutLoss:
         )
 
     def __call__(self, params: Params, context: Any = None) -> jax.Array:
-        """V at these parameters, on the rows of this context; without one, on all."""
-        return self.of_losses([self.loss_fn(params, *group) for group in self.groups(context)])
+        """V at these parameters, on the rows of this context; without one, on all.
+
+        Raises:
+            ValueError: a ``loss_fn`` that does not return one loss an example.
+        """
+        return self.of_losses(
+            [
+                checked_losses(self.loss_fn(params, *group), example_count(group))
+                for group in self.groups(context)
+            ]
+        )
 
 
 def _drawn(key: jax.Array, group: Group, size: int) -> Group:
-    count = jax.tree.leaves(group)[0].shape[0]
+    count = example_count(group)
     rows = jax.random.choice(key, count, (size,), replace=False)
     inputs, targets = jax.tree.map(lambda leaf: leaf[rows], group)
     return inputs, targets
+
+
+def held_examples(
+    inputs: Any, targets: Any, array: Callable[[Any], Any] = jnp.asarray
+) -> tuple[Group, int]:
+    """A group as arrays, and how many rows it has; inputs and targets may be dicts of arrays.
+
+    Args:
+        inputs: [n, ...], an array or a pytree of arrays; a list is taken for an array.
+        targets: [n, ...], likewise.
+        array: makes an array of each.
+
+    Raises:
+        ValueError: no row, or arrays of unlike numbers of rows.
+    """
+
+    def made(tree: Any) -> Any:
+        return jax.tree.map(array, tree, is_leaf=lambda node: isinstance(node, list))
+
+    group = made(inputs), made(targets)
+    counts = [
+        sorted({np.shape(leaf)[0] if np.ndim(leaf) else 1 for leaf in jax.tree.leaves(part)})
+        for part in group
+    ]
+    if not counts[0] or counts[0][0] == 0:
+        raise ValueError("inputs holds no example; a group needs at least one held-out row")
+    if len(counts[0]) > 1 or counts[0] != counts[1]:
+        of_inputs, of_targets = (" or ".join(map(str, each)) for each in counts)
+        raise ValueError(
+            f"targets are {of_targets} and inputs {of_inputs}; give one for each, and as many rows"
+            " in every array"
+        )
+    return group, counts[0][0]
 
 
 def composed(

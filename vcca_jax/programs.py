@@ -1,11 +1,12 @@
 """Traced programs, operation by operation: shared by all that reads or rewrites one."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.interpreters import partial_eval
 
 # Operations that only run an inner program, and where they keep it; ``custom`` ones have a
 # derivative of their own beside it.
@@ -43,6 +44,50 @@ def bind(equation: Any, values: Sequence[Any]) -> list[jax.Array]:
     primitive = equation.primitive
     told = primitive.bind(*values, **primitive.get_bind_params(equation.params))
     return list(told) if primitive.multiple_results else [told]
+
+
+def holds(equations: Sequence[Any], names: Collection[str]) -> bool:
+    """Whether a program has an operation of one of these names, in an inner program perhaps."""
+    return any(
+        equation.primitive.name in names
+        or any(holds(inner.eqns, names) for inner in _inner_programs(equation.params))
+        for equation in equations
+    )
+
+
+def has_forward(function: Callable[..., Any], *arguments: Any) -> bool:
+    """Whether a function that takes derivatives in forward mode can be run.
+
+    A ``jax.custom_vjp`` has none, which JAX says when the function is vectorized, compiled or run,
+    but not yet when it is traced.
+    """
+    try:
+        program = jax.make_jaxpr(function)(*arguments)
+    except TypeError as error:
+        if "custom_vjp" in str(error):
+            return False
+        raise
+    return not holds(program.eqns, {"custom_lin"})
+
+
+def check_forward(method: str, function: Callable[..., Any], *arguments: Any) -> None:
+    """Refuse a form of the gradients that would ask a ``jax.custom_vjp`` for what it has not.
+
+    Raises:
+        ValueError: unless ``has_forward``.
+    """
+    if not has_forward(function, *arguments):
+        raise ValueError(
+            f"method={method!r} takes products by forward mode, for which a jax.custom_vjp in"
+            " loss_fn has no rule; use method='scanned' or 'stacked', or write it as a"
+            " jax.custom_jvp"
+        )
+
+
+def reads(function: Callable[..., Any], *arguments: Any) -> list[bool]:
+    """For every leaf of the arguments, whether what the function returns depends on it."""
+    program = jax.make_jaxpr(function)(*arguments).jaxpr
+    return list(partial_eval.dce_jaxpr(program, [True] * len(program.outvars))[1])
 
 
 def multiplications(equations: Sequence[Any]) -> int:

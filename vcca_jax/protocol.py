@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from vcca_jax.example_losses import checked_losses
 from vcca_jax.model import SplitModel
 from vcca_jax.noise import Keyed
 from vcca_jax.trainer import Params, live_count
@@ -76,12 +77,16 @@ def orchestrate(
     Returns:
         The mean loss over live samples, its gradient in the head's parameters, and the cut
         gradients, like the activations and zero in padding slots.
+
+    Raises:
+        ValueError: a criterion that does not return one loss an example.
     """
     keys = batch.inputs.keys if isinstance(batch.inputs, Keyed) else None
 
     def loss(params: Params, assembled: Any) -> jax.Array:
         given = assembled if keys is None else Keyed(assembled, keys)
-        losses = criterion(model.head(params, given), batch.targets)
+        told = criterion(model.head(params, given), batch.targets)
+        losses = checked_losses(told, batch.mask.shape[0], "criterion")
         return jnp.where(batch.mask, losses, 0).sum() / live_count(batch)
 
     value, (head_gradient, cut_gradients) = jax.value_and_grad(loss, argnums=(0, 1))(

@@ -32,8 +32,8 @@ from vcca_jax.one_pass.placement import PlacedLoss, placed
 from vcca_jax.one_pass.shared_pass import HeldOut, joined_rows
 from vcca_jax.one_pass.site_forms import PASS, WIDTH, site_costs, site_form
 from vcca_jax.one_pass.site_views import VIEWS, ViewRule
-from vcca_jax.one_pass.sites import loss_of_one, survey
-from vcca_jax.programs import multiplications
+from vcca_jax.one_pass.sites import forward_rules, loss_of_one, survey
+from vcca_jax.programs import has_forward, holds, multiplications
 from vcca_jax.trainer import ExampleLoss, Params
 from vcca_jax.virtual_batch import VirtualBatch, visits
 
@@ -80,7 +80,8 @@ def form_costs(
 
     Returns:
         A ``FormCost`` for each ``Method``; of a batch that is spread over devices, for the two that
-        leave samples where they are.
+        leave samples where they are. Without those whose products a ``jax.custom_vjp`` in the loss
+        has no rule for: "linearized", and "one_pass" where parameters go through it.
     """
     spread = isinstance(loss_fn, PlacedLoss)
     blocks = [] if apart else joined_rows(loss_fn, batch, held_out, context)
@@ -100,7 +101,9 @@ def form_costs(
     program, sizes, _ = survey(of_one, leaves, data, views)
     forward = multiplications(program.eqns)
     gradient = counted(jax.grad(of_one), bare, data)
-    tangent = counted(moved, bare, bare, data) - forward
+    backward_rules = holds(program.eqns, {"custom_vjp_call"})
+    linear = not backward_rules or has_forward(moved, bare, bare, data)
+    tangent = counted(moved, bare, bare, data) - forward if linear else 0
     sites = sum(size.multiplications for size in sizes)
     met = sum(size.activations + size.outputs for size in sizes)
     parameters = sum(leaf.size for leaf in bare)
@@ -118,7 +121,11 @@ def form_costs(
         ),
         "linearized": FormCost(joined * gradient + asked * rows * tangent, WIDTH * rows * met),
     }
-    if spread:
+    if not forward_rules(program, bare, data, views):
+        del costs["one_pass"]
+    if not linear:
+        del costs["linearized"]
+    if spread and costs:
         return costs
     visited = jax.eval_shape(visits, batch).mask
     visiting = 3 * visited.size * gradient

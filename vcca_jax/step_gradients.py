@@ -87,8 +87,13 @@ def step_gradients(
         named: [M], the values that some profile speaks of. Where the slope of another is not
             finite, such as that of a length at 0, it counts as 0: nobody asked for it, and 0 times
             it would be no number.
+
+    Raises:
+        ValueError: a validation loss that is not one floating-point number; what the forms refuse
+            (``gradients``).
     """
     loss_fn, validation, values = losses
+    _check_validation(validation, params)
     if method == "auto":
         held_out = [*values.functions, _valued(validation)]
         costs = form_costs(loss_fn, params, batch, held_out, context, apart=stream_values)
@@ -164,6 +169,17 @@ def _valued(validation: Callable[[Params], jax.Array]) -> Callable[[Params, Any]
         # Worth is measured on all rows, whatever is drawn for the values.
         return validation if validation.sizes is None else replace(validation, sizes=None)
     return lambda params, context: validation(params)
+
+
+def _check_validation(validation: Callable[[Params], jax.Array], params: Params) -> None:
+    if isinstance(validation, HeldOutLoss):
+        return  # a number by what it is made of
+    told = jax.eval_shape(validation, params)
+    if jnp.shape(told) != () or not jnp.issubdtype(jnp.result_type(told), jnp.floating):
+        raise ValueError(
+            f"validation_loss returns {jnp.shape(told)} of {jnp.result_type(told)}; return one"
+            " floating-point number: a mean over rows"
+        )
 
 
 def _equal(left: Params, right: Params) -> jax.Array:

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from vcca_jax.arguments import check_takes
-from vcca_jax.held_out import HeldOutLoss, composed, mean_loss
+from vcca_jax.example_losses import example_count
+from vcca_jax.held_out import HeldOutLoss, composed, held_examples, mean_loss
 from vcca_jax.trainer import ExampleLoss, Params
 
 ValueLoss = Callable[[Params, Any], jax.Array]
@@ -106,17 +107,14 @@ def group_loss(loss_fn: ExampleLoss, inputs: Any, targets: Any) -> HeldOutLoss:
 
     Args:
         loss_fn: ``loss_fn(params, inputs, targets) -> [n]``.
-        inputs: [n, ...].
-        targets: [n, ...].
+        inputs: [n, ...], an array or a pytree of arrays.
+        targets: [n, ...], likewise.
 
     Raises:
         ValueError: the group is empty, or has another number of targets than inputs.
     """
-    if len(inputs) == 0:
-        raise ValueError("inputs holds no example; a group needs at least one held-out row")
-    if len(inputs) != len(targets):
-        raise ValueError(f"targets are {len(targets)} and inputs {len(inputs)}; give one for each")
-    return HeldOutLoss(loss_fn, ((jnp.asarray(inputs), jnp.asarray(targets)),), mean_loss)
+    group, _ = held_examples(inputs, targets)
+    return HeldOutLoss(loss_fn, (group,), mean_loss)
 
 
 def drawn_loss(loss_fn: ExampleLoss, inputs: Any, targets: Any, *, size: int) -> HeldOutLoss:
@@ -138,8 +136,9 @@ def drawn_loss(loss_fn: ExampleLoss, inputs: Any, targets: Any, *, size: int) ->
         ValueError: as ``group_loss``; a size that the group does not have.
     """
     whole = group_loss(loss_fn, inputs, targets)
-    if not 1 <= size <= len(inputs):
-        raise ValueError(f"size={size} must lie between 1 and the group's {len(inputs)} rows")
+    count = example_count(whole.examples)
+    if not 1 <= size <= count:
+        raise ValueError(f"size={size} must lie between 1 and the group's {count} rows")
     return replace(whole, sizes=(size,))
 
 

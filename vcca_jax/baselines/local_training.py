@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from vcca_jax.example_losses import checked_losses
 from vcca_jax.rounds import Client, Round, Slots
 from vcca_jax.trainer import ExampleLoss, Params, live_count, where_live
 from vcca_jax.virtual_batch import VirtualBatch
@@ -18,10 +19,14 @@ LossAndGradient = Callable[[Params, VirtualBatch], tuple[jax.Array, Params]]
 
 
 def mean_loss_and_gradient(loss_fn: ExampleLoss) -> LossAndGradient:
-    """Mean of a per-example loss over a batch's live samples, with its gradient."""
+    """Mean of a per-example loss over a batch's live samples, with its gradient.
+
+    When called, it refuses a loss that is not one number an example, as a ``ValueError``.
+    """
 
     def mean_loss(params: Params, batch: VirtualBatch) -> jax.Array:
-        losses = loss_fn(params, batch.inputs, batch.targets)
+        told = loss_fn(params, batch.inputs, batch.targets)
+        losses = checked_losses(told, batch.mask.shape[0])
         return jnp.where(batch.mask, losses, 0).sum() / live_count(batch)
 
     return jax.value_and_grad(mean_loss)

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from vcca_jax.example_losses import checked_losses, example_count
 from vcca_jax.gradients import AgentGradients, from_tape
 from vcca_jax.held_out import HeldOutLoss
 from vcca_jax.one_pass.placement import same_loss
@@ -100,7 +101,7 @@ def shared_pass(
     # Read once, so that all that is said of a draw is said of the same one.
     read = {m: loss.groups(context) for m, loss in joined.items()}
     segments = [(batch.inputs, batch.targets), *itertools.chain(*read.values())]
-    counts = {m: [_count(group) for group in groups] for m, groups in read.items()}
+    counts = {m: [example_count(group) for group in groups] for m, groups in read.items()}
     sizes = [sum(each) for each in counts.values()]
     tape = record_segments(
         loss_fn, params, segments, blocks=sizes, form=options.form, views=options.views
@@ -138,12 +139,13 @@ def losses_at(
         if isinstance(loss, HeldOutLoss) and same_loss(loss.loss_fn, loss_fn)
     ]
     taken = {id(loss): loss.groups(context) for loss in read}
-    counts = {key: [_count(group) for group in groups] for key, groups in taken.items()}
+    counts = {key: [example_count(group) for group in groups] for key, groups in taken.items()}
     groups = [group for loss in read for group in taken[id(loss)]]
     forms = [_form(group) for group in groups]
     if not groups or any(form != forms[0] for form in forms):
         return jnp.stack([loss(params, context) for loss in held_out])
-    whole = loss_fn(params, *jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *groups))
+    examples = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *groups)
+    whole = checked_losses(loss_fn(params, *examples), example_count(examples))
     lines = iter(_cut(whole, [sum(counts[id(loss)]) for loss in read]))
     return jnp.stack(
         [
@@ -166,7 +168,7 @@ def joined_rows(
 ) -> list[int]:
     """How many rows each held-out loss brings to a pass, of those that join it."""
     return [
-        sum(map(_count, loss.groups(context)))
+        sum(map(example_count, loss.groups(context)))
         for loss in held_out
         if isinstance(loss, HeldOutLoss) and _joins(loss, loss_fn, batch)
     ]
@@ -181,10 +183,6 @@ def _joins(loss: HeldOutLoss, loss_fn: ExampleLoss, batch: VirtualBatch) -> bool
 def _form(examples: tuple[Any, Any]) -> Any:
     """Structure and, at the places of its leaves, shape and type of one example."""
     return jax.tree.map(lambda leaf: (leaf.shape[1:], leaf.dtype), examples)
-
-
-def _count(group: tuple[Any, Any]) -> int:
-    return int(jax.tree.leaves(group)[0].shape[0])
 
 
 def _cut(line: jax.Array, sizes: Sequence[int]) -> list[jax.Array]:

@@ -19,6 +19,7 @@ class Kept(NamedTuple):
         site: it.
         form: how its gradients are held.
         weights: what stands at it.
+        settings: what stands at it and has no derivative.
         activations, cotangents: [R, ...] each.
         stack: [R, weights of the site], where the gradients are held as they are.
     """
@@ -26,6 +27,7 @@ class Kept(NamedTuple):
     site: Site
     form: Form
     weights: list[Any]
+    settings: list[Any]
     activations: list[Any]
     cotangents: list[Any]
     stack: jax.Array | None
@@ -44,7 +46,7 @@ def dot(kept: Kept, moved: Sequence[Any]) -> jax.Array:
         return _product(kept.stack, _ravel(kept, moved).astype(kept.stack.dtype))
 
     def one(h: Sequence[Any], d: Sequence[Any]) -> jax.Array:
-        _, pushed = jax.jvp(lambda w: kept.site.apply(h, w), (kept.weights,), (list(moved),))
+        _, pushed = jax.jvp(lambda w: _apply(kept, h, w), (kept.weights,), (list(moved),))
         return tree_dot(pushed, list(d))
 
     return jax.vmap(one)(kept.activations, kept.cotangents)
@@ -63,7 +65,7 @@ def combination(kept: Kept, coefficients: jax.Array) -> list[Any]:
     if kept.stack is not None:
         return _unravel(kept, coefficients.astype(kept.stack.dtype) @ kept.stack)
     _, transposed = jax.vjp(
-        lambda w: jax.vmap(lambda h: kept.site.apply(h, w))(kept.activations), kept.weights
+        lambda w: jax.vmap(lambda h: _apply(kept, h, w))(kept.activations), kept.weights
     )
     return transposed([_times(leaf, coefficients) for leaf in kept.cotangents])[0]
 
@@ -76,7 +78,7 @@ def stack(kept: Kept) -> jax.Array:
         return each.reshape(each.shape[0], -1)
 
     def one(h: Sequence[Any], d: Sequence[Any]) -> jax.Array:
-        _, transposed = jax.vjp(lambda w: kept.site.apply(h, w), kept.weights)
+        _, transposed = jax.vjp(lambda w: _apply(kept, h, w), kept.weights)
         return _ravel(kept, transposed(list(d))[0])
 
     return jax.vmap(one)(kept.activations, kept.cotangents)
@@ -117,6 +119,11 @@ def seen(view: MatrixView, h: jax.Array, d: jax.Array) -> tuple[jax.Array, jax.A
     return jax.vmap(view.rows)(h), jax.vmap(view.columns)(d)
 
 
+def _apply(kept: Kept, h: Sequence[Any], w: Sequence[Any]) -> list[Any]:
+    """The site's outputs for one example's activations, at some weights."""
+    return kept.site.apply(h, w, kept.settings)
+
+
 def _product(left: jax.Array, right: jax.Array) -> jax.Array:
     """Of matrices, in float32 at least."""
     return jnp.matmul(left, right, preferred_element_type=wide(jnp.result_type(left, right)))
@@ -130,9 +137,13 @@ def _ravel(kept: Kept, weights: Sequence[Any]) -> jax.Array:
 
 
 def _unravel(kept: Kept, line: jax.Array) -> list[Any]:
-    """The weights that a line stands for: ``_ravel`` only reorders, so its transpose undoes it."""
-    (weights,) = jax.linear_transpose(lambda w: _ravel(kept, w), kept.weights)(line)
-    return weights
+    """The weights that a line stands for: ``_ravel`` only reorders, so its transpose undoes it.
+
+    The line may be kept in more digits than the weights have, where those meet wider activations.
+    """
+    told = jax.eval_shape(lambda w: _ravel(kept, w), kept.weights)
+    transposed = jax.linear_transpose(lambda w: _ravel(kept, w), kept.weights)
+    return transposed(line.astype(told.dtype))[0]
 
 
 def _times(leaf: jax.Array, coefficients: jax.Array) -> jax.Array:

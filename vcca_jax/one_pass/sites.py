@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Literal
 
+from vcca_jax.example_losses import checked_losses
 from vcca_jax.one_pass.site_views import VIEWS, MatrixView, ViewRule
-from vcca_jax.programs import bind, inner_program, multiplications
+from vcca_jax.programs import bind, has_forward, holds, inner_program, multiplications
 
 # A leaf seen through these is the same numbers: inner products do not change.
 _SAME_NUMBERS = {"reshape", "transpose", "squeeze", "expand_dims", "copy"}
@@ -24,15 +25,15 @@ class Site(NamedTuple):
     """Where parameters meet data.
 
     Attributes:
-        apply: ``apply(activations, weights) -> outputs``, lists of arrays of one example, of the
-            outputs the floating ones.
+        apply: ``apply(activations, weights, settings) -> outputs``, lists of arrays of one
+            example, of the outputs the floating ones.
         depends: places of the parameter leaves that its weights are made of.
         leaf: its weights are one parameter leaf, perhaps in another order.
         view: the site as a product of matrices, or None.
         multiplications: of its products of matrices.
     """
 
-    apply: Callable[[Sequence[Any], Sequence[Any]], list[Any]]
+    apply: Callable[[Sequence[Any], Sequence[Any], Sequence[Any]], list[Any]]
     depends: frozenset[int]
     leaf: bool
     view: MatrixView | None
@@ -46,6 +47,8 @@ class Met(NamedTuple):
         loss: scalar.
         sites: the same in every run.
         weights, activations, outputs: what stood at each site, a list each.
+        settings: what stood there that is made of parameters and has no derivative, such as a
+            comparison, an order or the number of a branch; a list each.
     """
 
     loss: Any
@@ -53,6 +56,7 @@ class Met(NamedTuple):
     weights: list[list[Any]]
     activations: list[list[Any]]
     outputs: list[list[Any]]
+    settings: list[list[Any]]
 
 
 class _Value(NamedTuple):
@@ -118,11 +122,14 @@ def loss_of_one(
         loss_fn: ``loss_fn(params, inputs, targets) -> [n]``.
         params: structure of the parameters.
         example: structure of ``(inputs, targets)``.
+
+    Raises:
+        ValueError: when called, a ``loss_fn`` that does not return one loss an example.
     """
 
     def of_one(leaves: Sequence[Any], data: Sequence[Any]) -> jax.Array:
         alone = jax.tree.unflatten(example, [leaf[None] for leaf in data])
-        return loss_fn(jax.tree.unflatten(params, leaves), *alone)[0]
+        return checked_losses(loss_fn(jax.tree.unflatten(params, leaves), *alone), 1)[0]
 
     return of_one
 
@@ -170,6 +177,42 @@ def survey(
     return Survey(program, sizes, told[2])
 
 
+def forward_rules(
+    program: ClosedJaxpr,
+    leaves: Sequence[Any],
+    data: Sequence[jax.ShapeDtypeStruct],
+    views: Mapping[str, ViewRule] = VIEWS,
+) -> bool:
+    """Whether what is made of parameters, and every site, has a derivative in forward mode.
+
+    It is asked of where there is a ``jax.custom_vjp``; between sites one does no harm.
+
+    Args:
+        program: of (leaves, data) -> loss.
+        leaves: of the parameters, or their shapes.
+        data: of the example.
+        views: as for ``run``.
+    """
+    if not holds(program.eqns, {"custom_vjp_call"}):
+        return True
+
+    def moved(leaves: Sequence[Any], along: Sequence[Any], data: Sequence[Any]) -> Any:
+        def stood(at: Sequence[Any]) -> list[list[Any]]:
+            return run(program, at, shapes, None, views).weights
+
+        met = run(program, leaves, data, None, views)
+        _, along_weights = jax.jvp(stood, (leaves,), (along,))
+        return [
+            jax.jvp(lambda w, site=site, h=h, s=s: site.apply(h, w, s), (w,), (t,))
+            for site, w, h, s, t in zip(
+                met.sites, met.weights, met.activations, met.settings, along_weights, strict=True
+            )
+        ]
+
+    shapes = list(data)
+    return has_forward(moved, leaves, leaves, data)
+
+
 def run(
     program: ClosedJaxpr,
     leaves: Sequence[Any],
@@ -182,18 +225,20 @@ def run(
     Args:
         program: of (leaves, data) -> loss.
         leaves: of the parameters.
-        data: of the example.
+        data: of the example; shapes alone tell what is made of parameters, and shapes of the rest.
         probes: what to add to the sites' outputs, in their order: zeros, whose derivatives are the
             outputs' cotangents. None adds nothing.
         views: how operations are seen as products of matrices, by their names.
     """
-    met = Met(None, [], [], [], [])
+    met = Met(None, [], [], [], [], [])
     arguments = [
         *(_Value(leaf, True, True, frozenset([place])) for place, leaf in enumerate(leaves)),
         *(_Value(leaf, False) for leaf in data),
     ]
     added = None if probes is None else iter(probes)
     (loss,) = _follow(program, arguments, met, added, views)
+    if loss.derived and loss.depends and _floating(loss.value):
+        loss = _meet_nothing(loss, met, added)
     return met._replace(loss=loss.value)
 
 
@@ -216,13 +261,12 @@ def _follow(
     for equation in program.jaxpr.eqns:
         operands = read(equation.invars)
         derived = all(operand.derived for operand in operands)
-        depends = frozenset[int]().union(*(o.depends for o in operands if o.derived))
         if derived:
+            depends = frozenset[int]().union(*(operand.depends for operand in operands))
             told = bind(equation, [operand.value for operand in operands])
             results = [_derive(equation, operands, value, depends) for value in told]
-        elif not depends:
-            told = bind(equation, [operand.value for operand in operands])
-            results = [_Value(value, False) for value in told]
+        elif not any(map(_weighs, operands)):
+            results = [_Value(value, False) for value in _told(equation, operands)]
         elif (inner := inner_program(equation)) is not None:
             results = _follow(inner, operands, met, probes, views)
         else:
@@ -248,6 +292,36 @@ def _derive(
     return _Value(value, True, same and first.leaf, depends)
 
 
+def _weighs(operand: _Value) -> bool:
+    """Whether a derivative in the parameters goes through it."""
+    return bool(operand.depends) and _floating(operand.value)
+
+
+def _told(equation: Any, operands: Sequence[_Value]) -> list[Any]:
+    """The results of an operation that reads data, or their shapes where those are all there is."""
+    values = [operand.value for operand in operands]
+    if any(isinstance(value, jax.ShapeDtypeStruct) for value in values):
+        shapes = [variable.aval for variable in equation.outvars]
+        return [jax.ShapeDtypeStruct(shape.shape, shape.dtype) for shape in shapes]
+    return bind(equation, values)
+
+
+def _meet_nothing(loss: _Value, met: Met, probes: Iterator[Any] | None) -> _Value:
+    """Note a site for a loss that is made of parameters alone: they meet no data before it."""
+
+    def apply(h: Sequence[Any], w: Sequence[Any], settings: Sequence[Any]) -> list[Any]:
+        del settings
+        return [w[0] + h[0]]
+
+    value = loss.value
+    met.sites.append(Site(apply, loss.depends, False, None, 0))
+    met.weights.append([value])
+    met.activations.append([jnp.zeros_like(value)])
+    met.outputs.append([value])
+    met.settings.append([])
+    return _Value(value if probes is None else value + next(probes), False)
+
+
 def _meet(
     equation: Any,
     operands: Sequence[_Value],
@@ -256,14 +330,16 @@ def _meet(
     views: Mapping[str, ViewRule],
 ) -> list[_Value]:
     """Note a site, and hand its outputs on with their probes."""
-    weights = [i for i, operand in enumerate(operands) if operand.depends]
+    weights = [i for i, operand in enumerate(operands) if _weighs(operand)]
+    settings = [i for i, o in enumerate(operands) if o.depends and not _weighs(o)]
     data = [i for i, operand in enumerate(operands) if not operand.derived]
     values = [operand.value for operand in operands]
-    constants = [None if i in (*weights, *data) else value for i, value in enumerate(values)]
+    others = (*weights, *settings, *data)
+    constants = [None if i in others else value for i, value in enumerate(values)]
 
-    def apply(h: Sequence[Any], w: Sequence[Any]) -> list[Any]:
+    def apply(h: Sequence[Any], w: Sequence[Any], s: Sequence[Any]) -> list[Any]:
         placed = list(constants)
-        for i, value in zip(data, h, strict=True):
+        for i, value in zip((*data, *settings), (*h, *s), strict=True):
             placed[i] = value
         for i, value in zip(weights, w, strict=True):
             for widening in operands[i].widening:
@@ -271,7 +347,7 @@ def _meet(
             placed[i] = value
         return [out for out in bind(equation, placed) if _floating(out)]
 
-    told = bind(equation, values)
+    told = _told(equation, operands)
     if not any(map(_floating, told)):  # a comparison: nothing of it has a derivative
         return [_Value(out, False) for out in told]
     of_weights = [operands[i] for i in weights]
@@ -289,6 +365,7 @@ def _meet(
     met.weights.append([o.narrow if o.widening else o.value for o in of_weights])
     met.activations.append([values[i] for i in data])
     met.outputs.append([out for out in told if _floating(out)])
+    met.settings.append([values[i] for i in settings])
     if probes is not None:
         told = [out + next(probes) if _floating(out) else out for out in told]
     return [_Value(out, False) for out in told]

@@ -28,6 +28,7 @@ inner products, In-Run Data Shapley, arXiv:2406.11011.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -39,6 +40,7 @@ from vcca_jax.one_pass.site_forms import Form, site_form
 from vcca_jax.one_pass.site_products import Kept, of_rows
 from vcca_jax.one_pass.site_views import VIEWS, ViewRule
 from vcca_jax.one_pass.sites import Site, loss_of_one, run, survey
+from vcca_jax.programs import check_forward, holds
 from vcca_jax.trainer import ExampleLoss, Params
 
 EVERY = slice(None)
@@ -66,6 +68,10 @@ class Tape(NamedTuple):
     products: Callable[..., jax.Array]
     squares: Callable[..., jax.Array | None]
     forms: tuple[Form, ...]
+
+
+_Standing = tuple[list[list[Any]], list[list[Any]]]
+"""The weights and the settings of every site."""
 
 
 class _Held(NamedTuple):
@@ -106,7 +112,8 @@ def record(
         The tape. Its numbers are those of ``jax.grad`` up to the order of summation.
 
     Raises:
-        ValueError: blocks that hold more rows than there are, or an unknown form.
+        ValueError: blocks that hold more rows than there are, or an unknown form; by ``dot`` and
+            ``products``, a ``jax.custom_vjp`` on the way of the parameters.
     """
     segments = [(inputs, targets)]
     return record_segments(loss_fn, params, segments, blocks=blocks, form=form, views=views)
@@ -138,28 +145,32 @@ def record_segments(
     first = [where.example(leaf) for leaf in data]
 
     program, sizes, shapes = survey(of_one, leaves, first, views)
+    backward_rules = holds(program.eqns, {"custom_vjp_call"})
     forms = [site_form(size, examples=count, blocks=blocks, wish=form) for size in sizes]
     noted: list[list[Site]] = []
 
-    def weights_of(leaves: Sequence[Any]) -> list[list[Any]]:
-        """What stands at the sites, of the parameters alone: the compiler drops the rest."""
-        blank = [jnp.empty(leaf.shape, leaf.dtype) for leaf in first]
-        met = run(program, leaves, blank, None, views)
+    def stood(leaves: Sequence[Any]) -> tuple[list[list[Any]], list[list[Any]]]:
+        """What stands at the sites, and what is fixed there: of the parameters alone."""
+        met = run(program, leaves, first, None, views)
         noted.append(met.sites)
-        return met.weights
+        return met.weights, met.settings
 
-    standing, pull_weights = jax.vjp(weights_of, leaves)
+    at_sites, pull_weights, settings = jax.vjp(stood, leaves, has_aux=True)
+    standing = (at_sites, settings)
     sites = noted[0]
     every = range(len(sites))
 
-    def kept(held: _Held, standing: list[list[Any]], rows: slice = EVERY) -> list[Kept]:
+    def moved_weights(direction: Sequence[Any]) -> list[list[Any]]:
+        """What a direction of the parameters is at the sites."""
+        return jax.jvp(lambda at: stood(at)[0], (leaves,), (list(direction),))[1]
+
+    def kept(held: _Held, standing: _Standing, rows: slice = EVERY) -> list[Kept]:
         """The sites, with some of a part's rows."""
-        fields = zip(
-            sites, forms, standing, held.activations, held.cotangents, held.stacks, strict=True
-        )
+        own = (held.activations, held.cotangents, held.stacks)
+        fields = zip(sites, forms, *standing, *own, strict=True)
         return [of_rows(Kept(*each), rows) for each in fields]
 
-    def run_part(data: Sequence[Any], shared: tuple[Sequence[Any], list[list[Any]]]) -> _Held:
+    def run_part(data: Sequence[Any], shared: tuple[Sequence[Any], _Standing]) -> _Held:
         leaves, standing = shared
         rows = data[0].shape[0]
         probes = jax.tree.map(lambda o: jnp.zeros((rows, *o.shape), o.dtype), shapes)
@@ -186,7 +197,12 @@ def record_segments(
     others = slice(count - sum(blocks), count)
 
     def dot(direction: Params, rows: slice = EVERY) -> jax.Array:
-        _, moved = jax.jvp(weights_of, (leaves,), (jax.tree.leaves(direction),))
+        if backward_rules:
+            check_forward("one_pass", partial(dot_of, rows=rows), direction)
+        return dot_of(direction, rows)
+
+    def dot_of(direction: Params, rows: slice) -> jax.Array:
+        moved = moved_weights(jax.tree.leaves(direction))
         own = where.within(rows)
 
         def of_part(held: _Held, shared: Any) -> jax.Array:
@@ -200,13 +216,13 @@ def record_segments(
         """sum_s c_s grad l_s leaf by leaf, of some of the sites."""
         own = where.within(rows)
 
-        def of_part(part: tuple[_Held, jax.Array], standing: list[list[Any]]) -> list[Any]:
+        def of_part(part: tuple[_Held, jax.Array], standing: _Standing) -> list[Any]:
             each = kept(part[0], standing, own)
             return [site_products.combination(each[place], part[1]) for place in places]
 
         parts = where.each(of_part, (held, where.deal(coefficients, rows)), standing)
         told = dict(zip(places, where.total(parts), strict=True))
-        nothing = [jax.tree.map(jnp.zeros_like, each) for each in standing]
+        nothing = [jax.tree.map(jnp.zeros_like, each) for each in at_sites]
         return pull_weights([told.get(place, nothing[place]) for place in every])[0]
 
     def combination(coefficients: jax.Array, rows: slice = EVERY) -> Params:
@@ -218,6 +234,11 @@ def record_segments(
                 f"coefficients are of {[len(each) for each in coefficients]} rows and the blocks"
                 f" of {list(blocks)}; give one for each row"
             )
+        if backward_rules:
+            check_forward("one_pass", products_of, coefficients, weights)
+        return products_of(coefficients, weights)
+
+    def products_of(coefficients: Sequence[jax.Array], weights: Params | None) -> jax.Array:
         factors = None if weights is None else jax.tree.leaves(weights)
         paired = [place for place in every if forms[place] == "pairs"]
         rest = [place for place in every if forms[place] != "pairs"]
@@ -232,7 +253,7 @@ def record_segments(
         if rest:
             directions = [direction(*each) for each in zip(coefficients, starts, strict=True)]
             together = jax.tree.map(lambda *each: jnp.stack(each), *directions)
-            moved = jax.vmap(lambda v: jax.jvp(weights_of, (leaves,), (v,))[1])(together)
+            moved = jax.vmap(moved_weights)(together)
 
         own = where.within(others)
 

@@ -1,6 +1,6 @@
 """Losses of samples that stay on their devices: of a batch, and of held-out rows."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vcca_jax.held_out import HeldOutLoss
+from vcca_jax.example_losses import checked_losses, example_count
+from vcca_jax.held_out import HeldOutLoss, held_examples
 from vcca_jax.noise import Keyed
 from vcca_jax.one_pass.placement import TOGETHER, Placement, Segment
 from vcca_jax.sharding.batch import AXES, REPLICATED, SPREAD, Located, Resident
@@ -133,28 +134,23 @@ def spread_loss(
 
     Args:
         loss_fn: the per-example loss, not a sharded one.
-        inputs: [n, ...].
-        targets: [n, ...].
+        inputs: [n, ...], an array or a pytree of arrays.
+        targets: [n, ...], likewise.
         mesh: of ``agent_mesh``.
         blocks: as in ``sharded_loss``.
 
     Raises:
         ValueError: the group is empty, or has another number of targets than inputs.
     """
-    count = len(inputs)
-    if count == 0 or len(targets) != count:
-        raise ValueError(
-            f"inputs hold {count} rows and targets {len(targets)}; give one for each, at least one"
-        )
+    group, count = held_examples(inputs, targets, np.asarray)
     parts = blocks or mesh.size
     rows = np.minimum(np.arange(-(-count // parts) * parts), count - 1)
 
-    def taken(array: Any) -> np.ndarray:
+    def taken(array: np.ndarray) -> np.ndarray:
         # On the host, so that every process can put its own devices' part where it belongs.
-        array = np.asarray(array)[rows]
-        return array.astype(jax.dtypes.canonicalize_dtype(array.dtype))
+        return array[rows].astype(jax.dtypes.canonicalize_dtype(array.dtype))
 
-    held = Resident(taken(inputs), taken(targets))
+    held = Resident(*jax.tree.map(taken, group))
 
     def mean(groups: Sequence[jax.Array]) -> jax.Array:
         (losses,) = groups
@@ -173,14 +169,29 @@ def _keyed(inputs: Any, keys: Any) -> Any:
     return inputs if keys is None else Keyed(inputs, keys)
 
 
+def _here(
+    function: Callable[..., jax.Array], mesh: jax.sharding.Mesh, in_specs: Any
+) -> Callable[..., jax.Array]:
+    """A function of what is on each device, whose results stay there.
+
+    Types that vary by device are not checked: a loop that starts from zeros, such as a recurrent
+    layer's, or a choice of which one branch is a constant would have to be told what it mixes with.
+    Nothing is summed inside, so nothing rests on those types.
+    """
+    return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=SPREAD, check_vma=False)
+
+
+def _losses(loss_fn: ExampleLoss, params: Params, inputs: Any, targets: Any) -> jax.Array:
+    return checked_losses(loss_fn(params, inputs, targets), example_count(targets))
+
+
 def _in_one(
     loss_fn: ExampleLoss, mesh: jax.sharding.Mesh, params: Params, held: Resident, keys: Any
 ) -> jax.Array:
     def local(params: Params, held: Resident, keys: Any) -> jax.Array:
-        return loss_fn(params, _keyed(held.inputs, keys), held.targets)
+        return _losses(loss_fn, params, _keyed(held.inputs, keys), held.targets)
 
-    specs = (REPLICATED, SPREAD, SPREAD)
-    return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=SPREAD)(params, held, keys)
+    return _here(local, mesh, (REPLICATED, SPREAD, SPREAD))(params, held, keys)
 
 
 def _block_by_block(
@@ -206,11 +217,11 @@ def _block_by_block(
 
         def one(given: Any) -> jax.Array:
             at, (part, part_keys) = given
-            return loss_fn(at, _keyed(part.inputs, part_keys), part.targets)
+            return _losses(loss_fn, at, _keyed(part.inputs, part_keys), part.targets)
 
         return jax.lax.map(one, (copies, parts)).reshape(-1)
 
-    return jax.shard_map(local, mesh=mesh, in_specs=SPREAD, out_specs=SPREAD)(copies, held, keys)
+    return _here(local, mesh, SPREAD)(copies, held, keys)
 
 
 def _of_some(
@@ -225,9 +236,8 @@ def _of_some(
         inputs, targets = jax.tree.map(
             lambda leaf: leaf[jnp.where(mine, places, 0)], tuple(resident)
         )
-        losses = loss_fn(params, _keyed(inputs, keys), targets)
-        return jax.lax.psum(jnp.where(mine, losses, 0), AXES)
+        losses = _losses(loss_fn, params, _keyed(inputs, keys), targets)
+        return jnp.where(mine, losses, 0)[None]
 
-    specs = (REPLICATED, SPREAD, REPLICATED, REPLICATED)
-    run = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=REPLICATED)
-    return run(params, some.resident, some.positions, keys)
+    run = _here(local, mesh, (REPLICATED, SPREAD, REPLICATED, REPLICATED))
+    return run(params, some.resident, some.positions, keys).sum(axis=0)
