@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -70,21 +70,28 @@ class Checkpoints:
         checkpoint before it is the latest.
 
         Args:
-            number: of the checkpoint, at least 0.
+            number: of the checkpoint, at least 0 and at least the latest: those before the last
+                two are not kept.
             tree: a pytree of arrays, in any sharding; keys of random numbers too.
             note: whatever JSON can say.
 
         Raises:
-            ValueError: the checkpoints were opened to be read only.
+            ValueError: the checkpoints were opened to be read only, or a number below 0 or below
+                the latest.
         """
         if self._read_only:
             raise ValueError(
                 f"number={number} can't be saved: {self._directory} was opened with read_only=True;"
                 " open it without"
             )
-        self.wait()
+        least = self.latest or 0
+        if number < least:
+            raise ValueError(
+                f"number={number} would not be kept in {self._directory}; give {least} or more, or"
+                " another folder"
+            )
         arrays = _with_key_data(tree)
-        content = {"note": note, "layout": _layout(arrays)}
+        content = {"note": note, "layout": _layout(arrays), "empty": _empty(arrays)}
         self._checkpointer.save_async(number, arrays, custom_metadata=content, overwrite=True)
 
     def wait(self) -> None:
@@ -109,7 +116,10 @@ class Checkpoints:
         content = self._content(number)
         like = jax.tree.map(_as_array, like)
         arrays = _with_key_data(like)
-        saved_layout, wanted = content["layout"], _layout(arrays)
+        saved_layout, wanted = dict(content["layout"]), _layout(arrays)
+        if "empty" in content:  # older checkpoints do not tell
+            saved_layout |= dict.fromkeys(content["empty"], "empty")
+            wanted |= dict.fromkeys(_empty(arrays), "empty")
         for place in sorted({*saved_layout, *wanted}):
             saved, asked = saved_layout.get(place, "absent"), wanted.get(place, "absent")
             if saved != asked:
@@ -154,11 +164,13 @@ class Checkpoints:
 @contextmanager
 def checkpoints(directory: str | Path, *, read_only: bool = False) -> Iterator[Checkpoints]:
     """Open a run's checkpoints (see ``Checkpoints``), and close them whatever happens."""
-    opened = Checkpoints(directory, read_only=read_only)
-    try:
-        yield opened
-    finally:
-        opened.close()
+    # Of what another process removes while it is read Orbax warns, and it is looked for again.
+    with _errors_alone() if read_only else nullcontext():
+        opened = Checkpoints(directory, read_only=read_only)
+        try:
+            yield opened
+        finally:
+            opened.close()
 
 
 @contextmanager
@@ -180,6 +192,17 @@ def _layout(tree: Any) -> dict[str, str]:
         jax.tree_util.keystr(path): f"{jax.numpy.result_type(leaf)}{list(jax.numpy.shape(leaf))}"
         for path, leaf in leaves
     }
+
+
+def _empty(tree: Any) -> list[str]:
+    """The paths of what holds no leaf, None or an empty container: Orbax asks for them too."""
+
+    def bare(node: Any) -> bool:
+        structure = jax.tree.structure(node)
+        return structure.num_leaves == 0 and structure.num_nodes == 1
+
+    nodes = jax.tree_util.tree_leaves_with_path(tree, is_leaf=bare)
+    return [jax.tree_util.keystr(path) for path, node in nodes if bare(node)]
 
 
 def _as_array(leaf: Any) -> Any:
