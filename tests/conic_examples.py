@@ -11,7 +11,7 @@ from scipy import sparse
 
 from vcca_jax.cones import conic
 from vcca_jax.cones.conic import solve_conic_program
-from vcca_jax.cones.projection import solve_cone_dual
+from vcca_jax.cones.duals import solve_cone_dual
 
 AGENTS, VALUES, ROWS, REGIONS = 48, 16, 16, 2  # the padded shape: one trace for all tests
 SMALL = 3  # values of the problems that free tests draw

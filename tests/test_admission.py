@@ -1,6 +1,7 @@
 """What is applied: the optimizer's own update, projected and verified."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from tests.screens import AGENTS, VALUES, curved_values, flatten, unflatten
 from vcca_jax.admission import keep_admissible
 from vcca_jax.constraints import forbid, freeze, max_norm, preserve, protect
 from vcca_jax.profiles import value_profiles
+from vcca_jax.values import value_losses
 
 NAMES = tuple(f"V{m}" for m in range(VALUES))
 ACTIVE = np.array([True, True, True, False, True])
@@ -190,6 +192,12 @@ def test_parameters_of_any_precision_are_scanned_over(dtype, x64, verify):
     assert np.asarray(report.verified).any() == verify
     assert np.isfinite(flatten(params)).all()
     assert int(state.steps) == 40
+
+
+@pytest.mark.parametrize("rate", [-0.1, math.nan, math.inf])
+def test_a_learning_rate_that_turns_no_direction_into_a_step_is_refused(rate):
+    with pytest.raises(ValueError, match="learning_rate="):
+        keep_admissible(optax.sgd(0.1), value_losses({"v": lambda p, c: 0.0}), learning_rate=rate)
 
 
 def test_the_first_state_can_be_donated():

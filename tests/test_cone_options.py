@@ -21,13 +21,8 @@ from tests.cone_examples import (
     worst_error,
 )
 from vcca_jax.cones import projection
-from vcca_jax.cones.duals import BLOCK
-from vcca_jax.cones.projection import (
-    ConeSolution,
-    cone_projection,
-    solve_cone_dual,
-    solve_cone_duals,
-)
+from vcca_jax.cones.duals import BLOCK, ConeSolution, solve_cone_dual, solve_cone_duals
+from vcca_jax.cones.projection import cone_projection
 
 
 def dual_programs(rng):

@@ -20,7 +20,8 @@ from tests.cone_examples import (
     worst_error,
 )
 from vcca_jax.cones import projection, stacks
-from vcca_jax.cones.projection import cone_projection, solve_cone_dual, solve_cone_duals
+from vcca_jax.cones.duals import solve_cone_dual, solve_cone_duals
+from vcca_jax.cones.projection import cone_projection
 from vcca_jax.cones.stacks import project_stack_onto_cones
 
 SHARED = (0, None, None, None)

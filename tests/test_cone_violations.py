@@ -18,7 +18,8 @@ from tests.cone_examples import (
     project_batch,
     random_cones,
 )
-from vcca_jax.cones.projection import cone_projection, project_onto_cone, solve_cone_dual
+from vcca_jax.cones.duals import solve_cone_dual
+from vcca_jax.cones.projection import cone_projection, project_onto_cone
 
 
 def lowered(*cone):
@@ -216,6 +217,22 @@ def test_derivatives_agree_with_finite_differences_where_the_rank_stays(rows_mov
             np.testing.assert_allclose(tangent, (ahead - behind) / (2 * step), atol=1e-5)
             pair = sum(np.vdot(p, t) for p, t in zip(pulled, tangents, strict=True))
             np.testing.assert_allclose(np.vdot(cotangent, tangent), pair, rtol=1e-8, atol=1e-12)
+
+
+def test_prices_that_some_rows_lack_leave_derivatives_finite():
+    """An infinite price times the derivative of a length would be no number."""
+    g, normals = jnp.array([-1.0, -0.5]), jnp.eye(2)
+    prices = jnp.array([0.3, jnp.inf])
+
+    def pulled(policy):
+        def total(normals, g, prices):
+            return cone_projection(g, normals, prices=prices, policy=policy).update.sum()
+
+        return jax.jit(jax.grad(total, argnums=(0, 1)))(normals, g, prices)
+
+    for found, wanted in zip(pulled("least_violation"), pulled("drop"), strict=True):
+        assert np.isfinite(wanted).all()
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
 def test_the_dual_reports_the_violation_in_units_of_the_margins():

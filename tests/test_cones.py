@@ -30,12 +30,8 @@ from tests.cone_examples import (
     worst_error,
 )
 from vcca_jax.cones import pivoting
-from vcca_jax.cones.projection import (
-    ConeProjection,
-    cone_projection,
-    project_onto_cone,
-    solve_cone_dual,
-)
+from vcca_jax.cones.duals import solve_cone_dual
+from vcca_jax.cones.projection import ConeProjection, cone_projection, project_onto_cone
 
 
 @given(padded_cones())

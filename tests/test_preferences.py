@@ -117,6 +117,14 @@ def test_one_hot_options_get_strengths_that_sum_to_zero():
     np.testing.assert_allclose(unseen.standard_errors[2:], 2.0, rtol=1e-5)
 
 
+def test_whole_numbers_are_features_and_a_list_is_a_mask():
+    strong, weak = np.eye(3, dtype=int)[[0, 0, 1]], np.eye(3, dtype=int)[[1, 2, 2]]
+    choices = [1, 1, 0.5]
+    told = fit_bradley_terry(strong, weak, choices, mask=[True] * 3)
+    as_floats = fit_bradley_terry(strong.astype(np.float32), weak.astype(np.float32), choices)
+    np.testing.assert_array_equal(told.weights, as_floats.weights)
+
+
 INPUTS = generator.normal(size=(6, 2))
 OPTIONS = generator.normal(size=(6, 4, SIZE))
 PARAMS = generator.normal(size=(2, 4))

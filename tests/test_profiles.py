@@ -1,3 +1,5 @@
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -225,7 +227,12 @@ def test_with_capacities_profiles_change_without_recompiling():
             r"trust_region\('men', 'old'\) twice",
         ),
         ([[freeze("body"), freeze("body")]], r"freeze\('body'\) twice"),
-        ([[HalfSpace("prevent", "old", 0.0)]], r"profiles\[0\] holds the kind 'prevent'"),
+        ([[HalfSpace("prevent", "old", 0.0)]], r"profiles\[0\] holds .*kind='prevent'"),
+        ([[HalfSpace("protect", "old", math.nan)]], r"profiles\[0\] holds .*margin=nan"),
+        ([[HalfSpace("protect", "old", 0.0, -1.0)]], r"price=-1.0 must be above zero"),
+        ([[MaxNorm(-1.0)]], r"limit=-1.0 must be"),
+        ([[], [AngleCone("old", 120.0)]], r"profiles\[1\] holds .*degrees=120.0 must be above 0"),
+        ([[TrustRegion(("old", "old"), 1.0)]], r"at least one value, each once"),
         ([["protect"]], r"profiles\[0\] holds 'protect'; use protect\(\)"),
         ([[], [freeze("tail")]], r"profiles\[1\] freezes 'tail', which covers no.*body/0/bias"),
         ([[freeze("body/")]], r"freezes 'body/', which covers no"),

@@ -99,6 +99,9 @@ def test_draws_follow_the_step_and_leave_the_context_as_it_is():
     with pytest.raises(ValueError, match="context is a list"):
         trainer.step(State(jnp.zeros(2), [1], 0), None)
     for wrapper in (redrawn, retaken):
+        for every in (np.int64(0), 0.5, 2.5, "3"):
+            with pytest.raises(ValueError, match="must be a whole number of steps"):
+                wrapper(teller(), None, every=every)
         with pytest.raises(ValueError, match="every=0"):
             wrapper(teller(), None, every=0)
     with pytest.raises(ValueError, match=r"size=12 must lie between 1 and the group's 11"):

@@ -3,13 +3,14 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import quadprog
 
 from tests.screens import AGENTS, VALUES, case, flatten, gradients_of, linear_loss, unflatten
 from vcca_jax.constraints import forbid, freeze, max_norm, protect, trust_region, within_angle
-from vcca_jax.gradients import agent_gradients
+from vcca_jax.gradients import agent_gradients, from_stack
 from vcca_jax.profiles import value_profiles
 from vcca_jax.screen_report import screened_by, untouched
 from vcca_jax.screening import screen
@@ -135,6 +136,26 @@ def test_what_everybody_put_on_an_update_is_ascribed_to_those_who_bind():
         np.testing.assert_allclose(own, np.diag(lengths.sum(axis=1)), atol=1e-12)
 
 
+def test_what_a_limit_put_on_an_update_is_ascribed_to_those_who_state_it():
+    g, row = jnp.array([[-0.5, 1.0, 0.0], [0.2, 1.0, 0.0]]), jnp.array([[1.0, 0.0, 0.0]])
+    both = jnp.ones(2, bool)
+    cases = {
+        "angle": [[within_angle("V0", 30)], [within_angle("V0", 60)]],
+        "region": [[trust_region(["V0"], 0.1)], [max_norm(9.0)]],
+        "beside a half-space": [[within_angle("V0", 30)], [protect("V0", 0.3)]],
+    }
+    for name, stated in cases.items():
+        profiles = value_profiles(("V0",), stated)
+        gradients = from_stack(g, jnp.zeros(2), both, both)
+        _, report = screen(scope="everyone", measure_norms=True)(gradients, row, profiles)
+        told = screened_by(report, profiles, both)
+        lengths = np.abs(report.coefficients[:, 0])
+        assert lengths.min() > 0.01
+        np.testing.assert_allclose(told.sum(axis=1), lengths, rtol=1e-5)
+        # The half-space is taken for the cause where there is one.
+        np.testing.assert_allclose(told[:, 1 if "beside" in name else 0], lengths, rtol=1e-5)
+
+
 def test_a_compromise_is_the_weighted_mean_and_says_what_it_crosses():
     """Two principals of weights 3 and 1 who demand the opposite of one value."""
     stated = [[protect("V0", 0.4)], [forbid("V0", 0.4)], [], [], []]
@@ -184,7 +205,7 @@ def test_a_report_of_ones_own_starts_from_nothing_done():
     this, _ = setting(0, [[]] * AGENTS)
     gradients = agent_gradients(linear_loss, this.params, this.batch)
     told = untouched(gradients, this.rows)
-    wanted = screen("reject")(gradients, this.rows, value_profiles(NAMES, [[]] * AGENTS))[1]
+    wanted = screen("project")(gradients, this.rows, value_profiles(NAMES, [[]] * AGENTS))[1]
     for name, field in told._asdict().items():
         assert field.shape == getattr(wanted, name).shape, name
         assert field.dtype == getattr(wanted, name).dtype, name

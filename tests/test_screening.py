@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import example, given
@@ -21,8 +22,8 @@ from tests.screens import (
     twin,
     unflatten,
 )
-from vcca_jax.constraints import forbid, protect
-from vcca_jax.gradients import agent_gradients
+from vcca_jax.constraints import forbid, max_norm, protect
+from vcca_jax.gradients import agent_gradients, from_stack
 from vcca_jax.profiles import value_profiles
 from vcca_jax.screening import screen
 
@@ -327,16 +328,72 @@ def test_after_a_small_step_no_protected_loss_rises_and_no_forbidden_one_falls()
 
 
 def test_norms_are_not_measured_unless_asked_for():
-    @jax.jit
-    def reject(given):
+    @functools.partial(jax.jit, static_argnums=1)
+    def screened(given, method):
         gradients = agent_gradients(linear_loss, given.params, given.batch)
         unasked = gradients._replace(stack=lambda: pytest.fail("a stack was formed"))
-        return gradients.present, screen("reject")(unasked, given.rows, given.profiles)[1]
+        if method == "project":
+            unasked = unasked._replace(squared_norms=lambda _: pytest.fail("norms were measured"))
+        return gradients.present, screen(method)(unasked, given.rows, given.profiles)[1]
 
-    present, report = reject(case(7, "zero", np.float32))
-    assert (report.feasible != present).any()
+    present, report = screened(case(7, "zero", np.float32), "project")
+    assert not report.admissible[present].all()
     assert not report.norm.any()
-    assert not report.removed_norm.any()
+    # Whoever must tell a crossing from rounding measures them.
+    assert screened(case(7, "zero", np.float32), "reject")[1].norm[present].all()
+
+
+@pytest.mark.parametrize("after", ["reject", "shrink", "project"])
+def test_what_one_screen_left_on_a_border_passes_the_next_in_single_precision(after):
+    """64 agents, 200 parameters: products of what was projected are rounding, of either sign."""
+    rng = np.random.default_rng(0)
+    stack, rows = rng.normal(size=(64, 200)), rng.normal(size=(3, 200))
+    stated = [[protect("a"), protect("b"), forbid("c")]] * 64
+    profiles = value_profiles(("a", "b", "c"), stated)
+    everyone = jnp.ones(64, bool)
+
+    @jax.jit
+    def run(stack, rows):
+        gradients = from_stack(stack, jnp.zeros(64), everyone, everyone)
+        first, _ = screen("project")(gradients, rows, profiles)
+        second, report = screen(after, scope="everyone", measure_norms=True)(first, rows, profiles)
+        return first.stack(), second.stack(), report
+
+    first, second, report = run(*jax.tree.map(jnp.float32, (stack, rows)))
+    assert report.admissible.all()
+    assert not report.conflicts.any()
+    np.testing.assert_allclose(second, first, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["project", "reject", "shrink"])
+def test_what_one_sells_does_not_bind_because_another_insists_on_less(method):
+    sale, loose = protect("v", 0.5, price=0.1), protect("v", 0.0)
+    upper = forbid("v", -0.3)
+    g, row = jnp.array([[0.2, 1.0, 0.0]] * 3), jnp.array([[1.0, 0.0, 0.0]])
+    everyone = jnp.ones(3, bool)
+    wanted = {"project": [0.3, 1.0, 0.0]}.get(method, g[0])
+    for stated in ([[sale], [], []], [[sale], [loose], []], [[sale], [loose], [upper]]):
+        profiles = value_profiles(("v",), stated)
+        gradients = from_stack(g, jnp.zeros(3), everyone, everyone)
+        screened, report = screen(method, scope="everyone")(gradients, row, profiles)
+        assert report.feasible.all()
+        np.testing.assert_allclose(screened.stack(), [wanted] * 3, atol=1e-6)
+
+
+@pytest.mark.parametrize("limits", [[], [max_norm(1e6)]], ids=["half-spaces", "conic"])
+def test_margins_that_exclude_each_other_are_told_however_steep_the_update(limits):
+    g, row = jnp.array([[-10.2, 99.5, 0.0]] * 2), jnp.array([[1.0, 0.0, 0.0]])
+    both = jnp.ones(2, bool)
+    asked = [protect("v", 0.001), *limits], [forbid("v", 0.001)]
+    profiles = value_profiles(("v",), asked)
+    gradients = from_stack(g, jnp.zeros(2), both, both)
+    _, report = screen(scope="everyone")(gradients, row, profiles)
+    assert report.dropped.all()
+    # Margins that meet leave exactly one product.
+    meeting = value_profiles(("v",), [[protect("v", 0.001), *limits], [forbid("v", -0.001)]])
+    screened, report = screen(scope="everyone")(gradients, row, meeting)
+    assert report.feasible.all()
+    np.testing.assert_allclose(screened.dot(row[0]), 0.001, atol=1e-5)
 
 
 def test_bad_input_is_refused_by_name():

@@ -147,20 +147,22 @@ def twin(scope, given, profiles, weights, metric):
 
 
 def merged(profiles):
-    """What all of them state; of half-spaces on one side of a value the strictest, dearest one."""
+    """What all of them state; on one side of a value the strictest that must hold, and for sale."""
     strictest, others = {}, []
     for constraint in (c for profile in profiles for c in profile):
         if not isinstance(constraint, HalfSpace):
             others.append(constraint)
             continue
         for kind in {"preserve": ("protect", "forbid")}.get(constraint.kind, (constraint.kind,)):
-            margin, price = strictest.get((kind, constraint.value), (-math.inf, 0.0))
-            strictest[kind, constraint.value] = (
+            key = kind, constraint.value, math.isinf(constraint.price)
+            margin, price = strictest.get(key, (-math.inf, 0.0))
+            strictest[key] = (
                 max(margin, constraint.margin),
                 max(price, constraint.price),
             )
     return [
-        HalfSpace(kind, name, margin, price) for (kind, name), (margin, price) in strictest.items()
+        HalfSpace(kind, name, margin, price)
+        for (kind, name, _), (margin, price) in strictest.items()
     ] + others
 
 

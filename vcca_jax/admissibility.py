@@ -19,6 +19,9 @@ from vcca_jax.trainer import Params
 
 ScreenMethod = Literal["project", "reject", "shrink"]
 
+# Inner products are taken for wrong by this many epsilons of the lengths that they are made of.
+ROUNDING = 16.0
+
 
 class Rule(NamedTuple):
     """One profile, or several made one: arrays like ``ValueProfiles`` without the agent axis."""
@@ -74,14 +77,19 @@ def own_rules(profiles: ValueProfiles, active: jax.Array) -> Rule:
 def intersection(rules: Rule, count: int) -> Rule:
     """The rules' [A] intersection as one rule of 2 M half-spaces: what all of them allow.
 
-    Of half-spaces on one value and side the strictest margin counts, and the highest price is paid
-    for crossing it.
+    Of half-spaces on one value and side the strictest margin counts. Those with a price are apart,
+    as 2 M more after the others: what one principal sells must not become binding because another
+    insists on less. Of several for sale the strictest margin counts at the highest price.
     """
-    row = (rules.value + jnp.where(rules.sign > 0, 0, count)).ravel()
+    blocks = 1 if rules.price is None else 2
+    side = rules.value + jnp.where(rules.sign > 0, 0, count)
+    if rules.price is not None:
+        side = side + jnp.where(jnp.isinf(rules.price), 0, 2 * count)
+    row = side.ravel()
 
     def strictest(entries: jax.Array) -> jax.Array:
         stated = jnp.where(rules.mask, entries, -jnp.inf).ravel()
-        return jax.ops.segment_max(stated, row, num_segments=2 * count)
+        return jax.ops.segment_max(stated, row, num_segments=blocks * 2 * count)
 
     margin = strictest(rules.margin)
     stated = jnp.isfinite(margin)
@@ -95,13 +103,18 @@ def intersection(rules: Rule, count: int) -> Rule:
             radius=limits.radius.ravel(),
         )
     return Rule(
-        value=jnp.tile(jnp.arange(count), 2),
-        sign=jnp.repeat(jnp.array([1, -1], rules.sign.dtype), count),
+        value=jnp.tile(jnp.arange(count), blocks * 2),
+        sign=jnp.tile(jnp.repeat(jnp.array([1, -1], rules.sign.dtype), count), blocks),
         margin=jnp.where(stated, margin, 0),
         mask=stated,
         price=price,
         limits=limits,
     )
+
+
+def other_side(entries: jax.Array, count: int) -> jax.Array:
+    """Entries of an intersection's half-spaces, each in the place of its value's other side."""
+    return entries.reshape(-1, 2, count)[:, ::-1].reshape(-1)
 
 
 def free_of_all(frozen: Frozen, active: jax.Array) -> Params:
@@ -115,6 +128,27 @@ def gaps(rule: Rule, products: jax.Array) -> jax.Array:
     return jnp.where(rule.mask, margin - rule.sign * products[rule.value], -jnp.inf)
 
 
+def crossed(rule: Rule, products: jax.Array, gram: jax.Array, square: jax.Array) -> jax.Array:
+    """[K] bool, the half-spaces that an update crosses by more than its products were rounded by.
+
+    An update that a screen left on a border must pass the next screen. Where |g| was not measured
+    (``square`` is 0) only the margin's own rounding is allowed for.
+    """
+    slack = _rounding(products, gram, square)[rule.value]
+    margin = jnp.abs(rule.margin).astype(products.dtype)
+    return gaps(rule, products) > slack + ROUNDING * _epsilon(products) * margin
+
+
+def _epsilon(products: jax.Array) -> float:
+    return float(jnp.finfo(products.dtype).eps)
+
+
+def _rounding(products: jax.Array, gram: jax.Array, square: jax.Array) -> jax.Array:
+    """[M], the size of what products <g, V_m> lose, as |g| |V_m| tells it."""
+    norm = jnp.sqrt(jnp.maximum(square, 0))
+    return ROUNDING * _epsilon(products) * norm * _value_norms(gram)
+
+
 def by_value(rule: Rule, entries: jax.Array, count: int) -> jax.Array:
     """[K] entries of half-spaces as [M] of the values they speak of: the largest of each."""
     lowest = -jnp.inf if jnp.issubdtype(entries.dtype, jnp.floating) else False
@@ -126,10 +160,19 @@ def beyond_limits(rule: Rule, products: jax.Array, gram: jax.Array, square: jax.
     if rule.limits is None:
         return jnp.asarray(False)
     limits, norm = rule.limits, jnp.sqrt(jnp.maximum(square, 0))
-    cone = limits.cosine * norm * _value_norms(gram)
-    outside = (limits.cosine >= 0) & (products < cone)
-    far = _lengths(limits, products) > limits.radius
-    return (norm > limits.max_norm) | outside.any() | far.any()
+    relative = 1.0 + ROUNDING * _epsilon(products)
+    far = _lengths(limits, products) > limits.radius * relative
+    long = norm > limits.max_norm * relative
+    return long | ~_within_angles(limits, products, gram, square) | far.any()
+
+
+def _within_angles(
+    limits: Limits, products: jax.Array, gram: jax.Array, square: jax.Array
+) -> jax.Array:
+    """Bool: the update keeps every angle, up to rounding."""
+    cone = limits.cosine * jnp.sqrt(jnp.maximum(square, 0)) * _value_norms(gram)
+    inside = products >= cone - _rounding(products, gram, square)
+    return (inside | (limits.cosine < 0)).all()
 
 
 def judge(method: ScreenMethod, policy: Policy) -> Judge:
@@ -200,9 +243,9 @@ def _project(
 def _reject(rule: Rule, products: jax.Array, gram: jax.Array, square: jax.Array) -> Verdict:
     """All of the update or nothing."""
     hard = jnp.isinf(rule.price) if rule.price is not None else True
-    crossed = ((gaps(rule, products) > 0) & hard).any()
+    against = (crossed(rule, products, gram, square) & hard).any()
     beyond = beyond_limits(rule, products, gram, square)
-    return _scaled(jnp.asarray(1.0), ~crossed & ~beyond, beyond, products)
+    return _scaled(jnp.asarray(1.0), ~against & ~beyond, beyond, products)
 
 
 def _shrink(rule: Rule, products: jax.Array, gram: jax.Array, square: jax.Array) -> Verdict:
@@ -211,8 +254,9 @@ def _shrink(rule: Rule, products: jax.Array, gram: jax.Array, square: jax.Array)
     # s <= m / a; a met row with m > 0 asks s >= m / a; a violated row with m > 0 cannot be met.
     margin, signed = rule.margin.astype(products.dtype), rule.sign * products[rule.value]
     mask = rule.mask if rule.price is None else rule.mask & jnp.isinf(rule.price)
-    violated, positive = mask & (signed < margin), mask & (margin > 0)
-    ratio = margin / jnp.where(signed == 0, 1, signed)
+    violated, positive = mask & crossed(rule, products, gram, square), mask & (margin > 0)
+    # A border that rounding has crossed asks for no more than all of the update.
+    ratio = jnp.minimum(margin / jnp.where(signed == 0, 1, signed), 1)
     most = jnp.min(jnp.where(violated & ~positive, ratio, 1), initial=1.0)
     least = jnp.max(jnp.where(positive & ~violated, ratio, 0), initial=0.0)
     limit = _longest(rule, products, gram, square)
@@ -236,8 +280,7 @@ def _longest(rule: Rule, products: jax.Array, gram: jax.Array, square: jax.Array
     caps = jnp.append(limits.radius, limits.max_norm) / jnp.maximum(
         jnp.append(lengths, norm), jnp.finfo(products.dtype).tiny
     )
-    inside = products >= limits.cosine * norm * _value_norms(gram)
-    angles = (inside | (limits.cosine < 0)).all()
+    angles = _within_angles(limits, products, gram, square)
     return jnp.where(angles, jnp.minimum(jnp.min(caps), 1), 0)
 
 

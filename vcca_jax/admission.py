@@ -6,6 +6,7 @@ so that its update is the last thing that is screened, and so that what the valu
 is looked at before it is applied: first order is a promise about small steps only.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -17,10 +18,11 @@ import optax
 from vcca_jax.admissibility import (
     Verdict,
     by_value,
+    crossed,
     free_of_all,
-    gaps,
     intersection,
     judge,
+    other_side,
     own_rules,
 )
 from vcca_jax.profiles import ValueProfiles, check_names
@@ -113,8 +115,12 @@ def keep_admissible(
         and ``training_utility`` give them. Its state's ``report`` is an ``Admission``.
 
     Raises:
-        ValueError: attempts below one or a tolerance that is not above zero.
+        ValueError: attempts below one, a tolerance that is not above zero, or a learning rate that
+            is a number below zero or not finite.
     """
+    known = not callable(learning_rate) and not isinstance(learning_rate, jax.core.Tracer)
+    if known and not 0 <= float(learning_rate) < math.inf:
+        raise ValueError(f"learning_rate={learning_rate} must be a finite number, 0 at least")
     if attempts < 1:
         raise ValueError(f"attempts={attempts} must be at least 1")
     if not tolerance > 0:
@@ -168,8 +174,9 @@ def keep_admissible(
         def project(products: jax.Array, square: jax.Array, trial: _Trial) -> Verdict:
             margin, remainder = asked(trial.length), trial.remainder[rule.value]
             # Two sides of one value must leave room between them, or there is none at all.
-            room = -(margin + jnp.roll(margin, rows.size))
-            room = jnp.where(jnp.roll(rule.mask, rows.size), jnp.maximum(room, 0), jnp.inf)
+            room = -(margin + other_side(margin, rows.size))
+            both = other_side(rule.mask, rows.size)
+            room = jnp.where(both, jnp.maximum(room, 0), jnp.inf)
             spare = jnp.minimum(OVERSHOOT * jnp.abs(remainder), room / 2)
             corrected = rule._replace(margin=margin + rule.sign * remainder + spare)
             return decide(corrected, trial.length * products, gram, trial.length**2 * square)
@@ -223,7 +230,7 @@ def keep_admissible(
             lambda leaf: jnp.where(trial.accepted, leaf, 0), step(wished, verdict, trial.length)
         )
         report = Admission(
-            conflicts=by_value(rule, gaps(rule, products) > 0, rows.size),
+            conflicts=by_value(rule, crossed(rule, products, gram, square), rows.size),
             coefficients=jnp.where(trial.accepted, verdict.coefficients, 0),
             scale=jnp.where(trial.accepted, verdict.scale * trial.length, 0),
             removed_norm=optax.tree.norm(optax.tree.sub(applied, wished)),

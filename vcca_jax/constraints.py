@@ -156,6 +156,26 @@ def freeze(part: str | Predicate) -> Freeze:
     return Freeze(part)
 
 
+def check_constraint(constraint: Constraint) -> None:
+    """Refuse a constraint written without its maker that the maker would refuse.
+
+    Raises:
+        ValueError: as the maker says.
+    """
+    if isinstance(constraint, HalfSpace):
+        if constraint.kind not in ("protect", "forbid", "preserve"):
+            raise ValueError(
+                f"kind={constraint.kind!r} is unknown; use protect(), forbid() or preserve()"
+            )
+        _half_space(*constraint)
+    elif isinstance(constraint, MaxNorm):
+        max_norm(*constraint)
+    elif isinstance(constraint, AngleCone):
+        within_angle(*constraint)
+    elif isinstance(constraint, TrustRegion):
+        trust_region(*constraint)
+
+
 def _half_space(
     kind: Literal["protect", "forbid", "preserve"], name: str, margin: float, price: float
 ) -> HalfSpace:

@@ -80,17 +80,20 @@ def fit_bradley_terry(
         ValueError: shapes that do not belong together; choices outside [0, 1] where they are
             known before tracing; a ridge or number of iterations that is not above zero.
     """
-    shape, count = jnp.shape(features_a), jnp.shape(choices)
+    features_a, features_b, choices = map(jnp.asarray, (features_a, features_b, choices))
+    shape, count = features_a.shape, choices.shape
     if len(shape) != 2 or shape != jnp.shape(features_b) or count != shape[:1]:
         raise ValueError(
             f"features_a {shape}, features_b {jnp.shape(features_b)} and choices {count} must be"
             " [n, d], [n, d] and [n]"
         )
     _check_choices("choices", choices, mask)
-    difference = jnp.asarray(features_a) - jnp.asarray(features_b)
-    choices = jnp.asarray(choices, difference.dtype)
-    counts = jnp.ones(shape[0], difference.dtype)
+    dtype = jnp.result_type(features_a, features_b, jnp.float32)
+    difference = features_a.astype(dtype) - features_b.astype(dtype)
+    choices = choices.astype(dtype)
+    counts = jnp.ones(shape[0], dtype)
     if mask is not None:
+        mask = jnp.asarray(mask, bool)
         difference = jnp.where(mask[:, None], difference, 0)
         choices = jnp.where(mask, choices, 0)
         counts = mask.astype(difference.dtype)
@@ -140,7 +143,8 @@ def preference_loss(
     expected = (rows, features.shape[-2])
 
     def loss(params: Params, context: Any) -> jax.Array:
-        logits, weights = logits_fn(params, inputs), from_context(context, name)
+        logits, told = logits_fn(params, inputs), from_context(context, name)
+        weights = jnp.asarray(told.weights if isinstance(told, Preference) else told)
         if logits.shape != expected or weights.shape != features.shape[-1:]:
             raise ValueError(
                 f"logits_fn returns the shape {logits.shape} and context[{name!r}] has"

@@ -17,6 +17,7 @@ from vcca_jax.constraints import (
     MaxNorm,
     Predicate,
     TrustRegion,
+    check_constraint,
 )
 from vcca_jax.trainer import Params
 
@@ -171,6 +172,8 @@ def value_profiles(
     if agents < max(len(profiles), 1):
         raise ValueError(f"capacity={capacity} is less than the {len(profiles)} profiles; raise it")
     names = list(value_names)
+    if len(set(names)) < len(names):
+        raise ValueError(f"value_names={names} holds a name twice; every value has one of its own")
     for i, profile in enumerate(profiles):
         _check_profile(i, profile, names)
     value, sign, margin, mask, price = _half_spaces(profiles, names, agents, constraints)
@@ -203,12 +206,11 @@ def _check_profile(i: int, profile: Sequence[Constraint], names: list[str]) -> N
                 f"profiles[{i}] holds {constraint!r}; use protect(), forbid(), preserve(),"
                 " max_norm(), within_angle(), trust_region() or freeze()"
             )
+        try:
+            check_constraint(constraint)
+        except ValueError as error:
+            raise ValueError(f"profiles[{i}] holds {constraint!r}: {error}") from error
         if isinstance(constraint, HalfSpace):
-            if constraint.kind not in ("protect", "forbid", "preserve"):
-                raise ValueError(
-                    f"profiles[{i}] holds the kind {constraint.kind!r}; use protect(), forbid() or"
-                    " preserve()"
-                )
             spoken, key = (constraint.value,), (constraint.kind, constraint.value)
         elif isinstance(constraint, AngleCone):
             spoken, key = (constraint.value,), ("within_angle", constraint.value)

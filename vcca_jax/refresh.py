@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vcca_jax.held_out import DRAW
 from vcca_jax.rows import rows_dot
@@ -150,5 +151,8 @@ def _with_draw(context: Any, key: jax.Array) -> Any:
 
 
 def _check_every(every: int | jax.Array) -> None:
-    if isinstance(every, int) and every < 1:
-        raise ValueError(f"every={every} must be at least 1 step")
+    if isinstance(every, jax.core.Tracer):
+        return
+    number = np.asarray(every)
+    if number.shape != () or number.dtype.kind not in "iu" or number < 1:
+        raise ValueError(f"every={every!r} must be a whole number of steps, at least 1")

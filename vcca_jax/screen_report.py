@@ -77,7 +77,9 @@ def screened_by(
 
     The part of value m in what was added to g_i has the length |c_im| |grad V_m|. Under "everyone"
     it is ascribed to the active principals who state the binding side at its strictest margin, in
-    equal parts; under "own" all of it to the agent's own principal. Rows sum to
+    equal parts; under "own" all of it to the agent's own principal. Where no half-space speaks of a
+    side, an angle or a trust region has moved the update, and it is ascribed to the active
+    principals who state the narrowest angle to the value or a region that counts it. Rows sum to
     sum_m |c_im| |grad V_m|.
 
     Raises:
@@ -99,5 +101,16 @@ def screened_by(
     )
     strictest = (stated == stated.max(axis=0, keepdims=True)) & jnp.isfinite(stated)
     share = strictest / jnp.maximum(strictest.sum(axis=0, keepdims=True), 1)
+    if rules.limits is not None:
+        angle = (rules.limits.cosine >= 0) & (
+            rules.limits.cosine == rules.limits.cosine.max(axis=0, keepdims=True)
+        )
+        bounded = (rules.limits.radius < jnp.inf)[..., None]
+        region = (rules.limits.region & bounded).any(axis=1)
+        # An angle adds grad V, a region adds or takes it away.
+        stating = jnp.concatenate([angle | region, region], axis=1)
+        silent = ~strictest.any(axis=0, keepdims=True)
+        limiting = stating / jnp.maximum(stating.sum(axis=0, keepdims=True), 1)
+        share = jnp.where(silent, limiting, share)
     protecting = jnp.where(report.coefficients > 0, lengths, 0)
     return jnp.concatenate([protecting, lengths - protecting], axis=1) @ share.T

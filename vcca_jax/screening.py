@@ -19,6 +19,7 @@ from vcca_jax.admissibility import (
     Verdict,
     beyond_limits,
     by_value,
+    crossed,
     free_of_all,
     gaps,
     intersection,
@@ -83,7 +84,7 @@ def screen(
             those whose summed squared violation of the half-spaces, in units of length, is least.
             The other methods drop it, and so does projection where limits are stated.
         measure_norms: report the updates' norms, which takes one more backward pass over the
-            batch, agent by agent. Limits measure them anyway.
+            batch, agent by agent. Limits, "reject" and "shrink" measure them anyway.
 
     Returns:
         A ``Screen``. Admissibility is a first-order promise about the direction handed to the
@@ -114,7 +115,8 @@ def screen(
         check_agents(profiles, agents)
         rules = own_rules(profiles, active)
         together = intersection(rules, rows.size)
-        measured = measure_norms or profiles.limits is not None
+        # Without norms nobody can tell a crossing from rounding, and these take all or nothing.
+        measured = measure_norms or method != "project" or profiles.limits is not None
         space = _geometry(gradients, rows, profiles, scope, metric, measured)
         slots = _present_slots(gradients)
         verdict = _judged_in(slots, decide, rules, together, space, scope)
@@ -182,11 +184,11 @@ class _Standing(NamedTuple):
 
 def _standing(rule: Rule, before: _Held, after: jax.Array) -> _Standing:
     count = after.shape[0]
-    crossed = gaps(rule, before.products) > 0
+    against = crossed(rule, *before)
     beyond = beyond_limits(rule, *before)
     return _Standing(
-        admissible=~crossed.any() & ~beyond,
-        conflicts=by_value(rule, crossed, count),
+        admissible=~against.any() & ~beyond,
+        conflicts=by_value(rule, against, count),
         violations=jnp.maximum(by_value(rule, gaps(rule, after), count), 0),
     )
 

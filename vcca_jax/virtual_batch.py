@@ -35,7 +35,7 @@ class VirtualBatch(NamedTuple):
 
     def take(self, slots: jax.Array) -> tuple[Any, Any]:
         """Inputs and targets of the samples at ``slots``, any shape of positions in the batch."""
-        return jax.tree.map(lambda leaf: leaf[slots], (self.inputs, self.targets))
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf)[slots], (self.inputs, self.targets))
 
 
 class Visits(NamedTuple):

@@ -40,7 +40,8 @@ import quadprog
 from scipy.optimize import nnls
 
 from experiments.benchmarks.timing import arguments, keep, ratio, rounds
-from vcca_jax.cones.projection import cone_projection, solve_cone_duals
+from vcca_jax.cones.duals import solve_cone_duals
+from vcca_jax.cones.projection import cone_projection
 from vcca_jax.cones.stacks import project_stack_onto_cones
 
 # Agents, rows, parameters: half a gigabyte at most.

@@ -100,7 +100,8 @@ def solve_cone_dual(
 
     What counts as infeasible is what rounding can tell: no solution verified to sqrt(eps) of the
     largest deficit (3e-4 in float32, 1e-8 in float64), or none nearer than eps^(-3/8) times the
-    largest of deficits, margins, ``scale`` and finite prices (400 and 7e5).
+    largest of deficits, margins, ``scale`` and finite prices (400 and 7e5). Margins of two opposing
+    rows that exclude each other are told by themselves, however large the deficits.
 
     Args:
         gram: G = N N^T, [K, K].
@@ -218,7 +219,7 @@ def solve_cone_duals(
 
 def _easy(program: Program) -> _Outcome:
     """Pivoting, verified: all that nearly every program needs."""
-    gram, deficit, caps, rounding, _, live = program
+    gram, deficit, caps, rounding, _, live, _ = program
     if deficit.shape[0] == 1:
         multipliers, true = jnp.clip(deficit, 0.0, caps), jnp.asarray(True)
         return _Outcome(multipliers, jnp.zeros_like(deficit), true, jnp.zeros((), gram.dtype), true)
@@ -239,7 +240,7 @@ def _hard(program: Program, found: _Outcome, policy: Policy) -> _Outcome:
     """Refinement, the interior point and the certificate; settled programs come back unchanged."""
     # Or the parts that do not depend on ``found`` would be done before the loop, needed or not.
     program, found = lax.optimization_barrier((program, found))
-    gram, deficit, caps, rounding, bounded, _ = program
+    gram, deficit, caps, rounding, bounded, *_ = program
     pivoted = found.multipliers
     residual, solved = verified(program, pivoted)
     skip = solved | found.settled
@@ -291,7 +292,7 @@ def _least_distance(
 
 
 def _in_units(program: Program, units: Units, outcome: _Outcome, policy: Policy) -> ConeSolution:
-    gram, deficit, caps, _, _, live = program
+    gram, deficit, caps, _, _, live, _ = program
     impossible = jnp.any(units.impossible)
     feasible = outcome.feasible & ~impossible & live
     kept = live if policy == "least_violation" else feasible

@@ -24,6 +24,7 @@ class Program(NamedTuple):
     rounding: jax.Array  # the size that deficits were computed at, at least one
     bounded: jax.Array  # bool: known to have a solution
     live: jax.Array  # bool: finite input
+    excluded: jax.Array  # bool: two opposing rows ask for more than each other leaves
 
 
 class Units(NamedTuple):
@@ -94,7 +95,9 @@ def scaled_program(
     impossible = vacant & hard
     if margins is not None:
         impossible = impossible & (known > 0)
-    program = Program(unit, depth, caps, rounding, bounded, finite)
+    asked = jnp.where(present & hard, known * inverse, -jnp.inf)
+    excluded = _excluded(*lax.stop_gradient((unit, asked)))
+    program = Program(unit, depth, caps, rounding, bounded, finite, excluded)
     units = Units(
         largest * inverse,
         jnp.where(present, largest / inverse, 0.0),
@@ -106,7 +109,7 @@ def scaled_program(
 
 def verified(program: Program, multipliers: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The residual, and whether it and the distance from g are what a solution may have."""
-    gram, deficit, caps, rounding, bounded, _ = program
+    gram, deficit, caps, rounding, bounded, *_ = program
     epsilon = float(jnp.finfo(gram.dtype).eps)
     tolerance = 4.0 * epsilon * rounding
     residual = solvers.natural_residual(gram, deficit, multipliers, caps)
@@ -119,7 +122,22 @@ def verified(program: Program, multipliers: jax.Array) -> tuple[jax.Array, jax.A
         reach = jnp.maximum(reach, jnp.max(jnp.where(jnp.isfinite(caps), caps, 0.0)))
     near = moved * smallest_rho(gram) <= reach**2
     most = jnp.maximum(epsilon**0.5, 8.0 * tolerance)
-    return residual, (residual <= jnp.minimum(allowed, most)) & (near | bounded)
+    small = residual <= jnp.minimum(allowed, most)
+    return residual, small & (near | bounded) & ~program.excluded
+
+
+def _excluded(unit: jax.Array, asked: jax.Array) -> jax.Array:
+    """Whether opposing copies exclude each other: m_k + m_l > 0 where N_k = -N_l, unit rows.
+
+    Told by the margins alone. The residual is measured against the largest deficit, which <g, N_k>
+    may make any number of times larger than what the margins lack.
+    """
+    epsilon = float(jnp.finfo(unit.dtype).eps)
+    together = asked[:, None] + asked[None, :]
+    sizes = jnp.abs(asked)[:, None] + jnp.abs(asked)[None, :]
+    finite = jnp.isfinite(together)
+    lacking = finite & (together > 8.0 * epsilon * jnp.where(finite, sizes, 0.0))
+    return jnp.any(lacking & (unit <= -1.0 + 8.0 * epsilon))
 
 
 def smallest_rho(gram: jax.Array) -> float:
@@ -135,10 +153,19 @@ def floating(value: ArrayLike) -> jax.Array:
 
 def row_norms(normals: jax.Array) -> jax.Array:
     """|N_k| [K] of rows [K, D] of any size, whose squares might vanish; one for zero rows."""
-    peak = lax.stop_gradient(jnp.max(jnp.abs(normals), axis=1))
+    peak = lax.stop_gradient(jnp.max(jnp.abs(normals), axis=1, initial=0.0))
     safe = jnp.where(peak > 0, peak, 1.0)
     squares = jnp.sum((normals / safe[:, None]) ** 2, axis=1)
     return safe * jnp.sqrt(jnp.where(peak > 0, squares, 1.0))
+
+
+def unit_caps(prices: jax.Array, norms: jax.Array) -> jax.Array:
+    """Prices [K] as bounds on the multipliers of unit rows; infinite ones stay so.
+
+    They are replaced before they are multiplied: the derivative would be 0 times infinity.
+    """
+    stated = prices != jnp.inf
+    return jnp.where(stated, jnp.maximum(jnp.where(stated, prices, 1.0) * norms, 0.0), jnp.inf)
 
 
 def row_mask(mask: ArrayLike | None, size: int) -> jax.Array:

@@ -20,23 +20,9 @@ from jax.typing import ArrayLike
 
 from vcca_jax.cones import solvers
 from vcca_jax.cones.derivatives import refined_solver
-from vcca_jax.cones.duals import (
-    ConeSolution,
-    Policy,
-    solve_cone_dual,
-    solve_cone_duals,
-)
-from vcca_jax.cones.programs import floating, per_row, row_mask, row_norms
+from vcca_jax.cones.duals import Policy, check_policy, solve_cone_dual
+from vcca_jax.cones.programs import floating, per_row, row_mask, row_norms, unit_caps
 from vcca_jax.cones.solvers import matmul
-
-__all__ = [
-    "ConeProjection",
-    "ConeSolution",
-    "cone_projection",
-    "project_onto_cone",
-    "solve_cone_dual",
-    "solve_cone_duals",
-]
 
 # Steps in parameter space: one is enough unless rounding picked the wrong binding rows.
 CORRECTION_STEPS = 3
@@ -67,6 +53,7 @@ def cone_projection(
     ``violation`` are those of ``ConeSolution``; N u >= m - violation to rounding unless the update
     was dropped.
     """
+    check_policy(policy)
     g, normals = floating(g), floating(normals)
     dtype = jnp.promote_types(g.dtype, normals.dtype)
     g, normals = g.astype(dtype), normals.astype(dtype)
@@ -94,7 +81,7 @@ def cone_projection(
     caps = None
     if prices is not None:
         caps = jnp.where(mask, per_row("prices", prices, size, dtype), jnp.inf)
-        caps = jnp.maximum(jnp.where(jnp.isinf(caps), caps, caps * norm), 0.0)
+        caps = unit_caps(caps, norm)
     solution = solve_cone_dual(
         gram,
         limits - matmul(rows, g),

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from vcca_jax.cones.duals import Policy, solve_cone_duals
-from vcca_jax.cones.programs import floating, row_norms
+from vcca_jax.cones.duals import Policy, check_policy, solve_cone_duals
+from vcca_jax.cones.programs import floating, row_norms, unit_caps
 from vcca_jax.cones.projection import ConeProjection, cone_projection, correct
 from vcca_jax.cones.solvers import free_rows, matmul
 
@@ -53,6 +53,7 @@ def project_stack_onto_cones(
     Raises:
         ValueError: if shapes do not fit, or for an unknown policy.
     """
+    check_policy(policy)
     g, normals = floating(g), floating(normals)
     dtype = jnp.promote_types(g.dtype, normals.dtype)
     g, normals = g.astype(dtype), normals.astype(dtype)
@@ -129,7 +130,7 @@ def _stacked(
     caps = None
     if prices is not None:
         caps = jnp.where(mask, prices, jnp.inf)
-        caps = jnp.maximum(jnp.where(jnp.isinf(caps), caps, caps * norm), 0.0)
+        caps = unit_caps(caps, norm)
     solution = solve_cone_duals(
         gram, limits - products, mask, margins=limits, scale=size, prices=caps, policy=policy
     )

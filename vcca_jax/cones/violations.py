@@ -36,7 +36,7 @@ class _Proximal(NamedTuple):
 
 def least_violation(program: Program, skip: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Multipliers [K] of the projection onto {N u >= m - v*}, v* [K], and the worst residual."""
-    gram, deficit, caps, rounding, _, _ = program
+    gram, deficit, caps, rounding, *_ = program
     dtype = gram.dtype
     epsilon = float(jnp.finfo(dtype).eps)
     tiny = float(jnp.finfo(dtype).tiny)
