@@ -328,6 +328,27 @@ def test_every_draw_of_an_nnx_module_is_another_and_none_is_of_how_it_was_made()
         assert len(np.unique(row, axis=0)) == 4
 
 
+@pytest.mark.parametrize("cell", [nnx.LSTMCell, nnx.GRUCell])
+def test_a_recurrent_nnx_module_takes_a_key_for_its_zeros_and_is_deterministic(cell):
+    def make_head(rngs):
+        return nnx.Sequential(lambda hidden: hidden[:, -1], nnx.Linear(3, 2, rngs=rngs))
+
+    model = from_nnx(lambda rngs: nnx.RNN(cell(4, 3, rngs=rngs)), make_head)
+    params, inputs = model.init(jax.random.key(1)), jnp.ones((2, 5, 4))
+    plain = jax.jit(model.apply)(params, inputs)
+    np.testing.assert_allclose(model.apply(params, Keyed(inputs, keys_of(0, 2))), plain, rtol=1e-6)
+
+
+def test_a_recurrent_nnx_module_whose_carry_is_drawn_is_refused():
+    class Drawn(nnx.LSTMCell):
+        def initialize_carry(self, input_shape, rngs=None, carry_init=None):
+            return super().initialize_carry(input_shape, rngs, nnx.initializers.normal())
+
+    model = from_nnx(lambda rngs: nnx.RNN(Drawn(4, 3, rngs=rngs)), nnx_head)
+    with pytest.raises(ValueError, match=r"draws noise on plain inputs.*initial_carry="):
+        model.body(model.init(jax.random.key(1))["body"], jnp.ones((2, 5, 4)))
+
+
 def test_an_nnx_module_that_draws_on_plain_inputs_is_refused():
     class Heedless(Twice):
         def __call__(self, inputs):

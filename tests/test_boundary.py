@@ -60,8 +60,17 @@ def test_a_transformer_passes_though_its_padding_shows(cut):
         lambda p, x: jnp.concatenate([x @ p["w"], x[:, :1]], axis=1)[:, 1:],
         lambda p, x: jax.lax.map(lambda row: row * 2, x),
         lambda p, x: jnp.where(x > 0, x, x @ p["w"]),
+        lambda p, x: jnp.zeros((len(x), 9)).at[:, :5].set(x).at[:, 5:].set((x @ p["w"])[:, :4]),
+        lambda p, x: x.at[:, 1:].set((x @ p["w"])[:, 1:]),
+        lambda p, x: (
+            jnp.zeros((4, 5)).at[:, ::2].add(x[:, ::2]).at[:, 1::2].add((x @ p["w"])[:, :2])
+        ),
+        lambda p, x: jax.lax.dynamic_update_slice(x @ p["w"], x[:, :1], (0, 0)),
     ],
-    ids=["as it is", "moved", "scaled", "function", "joined", "mapped", "selected"],
+    ids=[
+        *("as it is", "moved", "scaled", "function", "joined", "mapped", "selected"),
+        *("written", "written over", "added", "inserted"),
+    ],
 )
 def test_a_body_that_hands_inputs_on_is_refused(body):
     with pytest.raises(ValueError, match="raw inputs"):
@@ -90,6 +99,18 @@ def test_a_model_that_mixes_examples_is_refused(model):
 def test_layer_normalisation_is_an_examples_own():
     body = lambda p, x: (h := x @ p["w"]) / h.std(axis=1, keepdims=True)  # noqa: E731
     check_boundary(split(body), PARAMS, INPUTS)
+
+
+def test_inputs_added_to_what_is_learned_are_no_longer_raw():
+    body = lambda p, x: (x @ p["w"]).at[:, jnp.array([0, 2])].add(x[:, :2])  # noqa: E731
+    check_boundary(split(body), PARAMS, INPUTS)
+
+
+def test_equal_examples_tell_nothing_and_are_refused():
+    """Of equal rows batch normalisation changes nothing when one is put in the other's place."""
+    model = split(lambda p, x: (h := x @ p["w"]) - h.mean(axis=0, keepdims=True))
+    with pytest.raises(ValueError, match="equal first and last example of 4; give two that differ"):
+        check_boundary(model, PARAMS, np.ones_like(INPUTS))
 
 
 def test_too_few_examples_are_refused():

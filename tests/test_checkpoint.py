@@ -144,6 +144,28 @@ def test_what_does_not_fit_is_refused(tmp_path, like):
     gc.collect()
 
 
+@pytest.mark.parametrize("like", [{"s": (), "o": ((), None)}, {"o": ((),)}, {"o": None}])
+def test_what_differs_in_nothing_but_empty_places_does_not_fit(tmp_path, like):
+    """An optimizer's empty states are places too; only which kind of nothing is free."""
+    with checkpoints(tmp_path) as store:
+        store.save(4, {"w": jnp.ones(2), "o": (optax.EmptyState(), None)}, {})
+        with pytest.raises(ValueError, match=r"does not fit: \['.'\].* (empty|absent)"):
+            store.restore(4, {"w": jnp.zeros(2), **like})
+        tree, _ = store.restore(4, {"w": jnp.zeros(2), "o": ((), None)})
+        np.testing.assert_array_equal(tree["w"], [1.0, 1.0])
+
+
+def test_a_number_that_would_not_be_kept_is_refused(tmp_path):
+    with checkpoints(tmp_path) as store:
+        with pytest.raises(ValueError, match=r"number=-1 would not be kept.*give 0 or more"):
+            store.save(-1, {"w": jnp.ones(2)}, {})
+        store.save(5, {"w": jnp.ones(2)}, {})
+        with pytest.raises(ValueError, match=r"number=1 would not be kept.*give 5 or more"):
+            store.save(1, {"w": jnp.ones(2)}, {})
+        store.save(5, {"w": jnp.zeros(2)}, {})
+        assert store.latest == 5
+
+
 def test_a_store_is_closed_whatever_happens(tmp_path):
     def stopped_run():
         with checkpoints(tmp_path) as store:

@@ -12,6 +12,7 @@ import jax
 
 from vcca_jax.model import SplitModel
 from vcca_jax.noise import Keyed, is_key
+from vcca_jax.programs import reads
 from vcca_jax.trainer import Params
 
 PARTS = ("body", "head")
@@ -117,7 +118,8 @@ def from_nnx(make_body: Callable[[Any], Any], make_head: Callable[[Any], Any]) -
 
     Raises:
         ValueError: a module that holds more than parameters and random streams; by ``body`` and
-            ``head``, one that draws on plain inputs.
+            ``head``, one whose outputs on plain inputs depend on what it draws. What is drawn and
+            not used, such as the key for a recurrent layer's carry of zeros, does no harm.
     """
     from flax import nnx
 
@@ -156,15 +158,22 @@ def from_nnx(make_body: Callable[[Any], Any], make_head: Callable[[Any], Any]) -
                     return nnx.merge(drawing, filled(of_params, params), started)(one)
 
                 return _each_alone(alone, inputs)
+
+            def quietly(idle: Any, params: Params, inputs: Any) -> tuple[Any, Any]:
+                called = nnx.merge(quiet, filled(of_params, params), filled(of_streams, idle))
+                outputs = called(inputs)
+                return outputs, nnx.to_pure_dict(nnx.state(called, nnx.RngCount))
+
             idle = _started(streams, jax.random.key(0), number)
-            called = nnx.merge(quiet, filled(of_params, params), filled(of_streams, idle))
-            outputs = called(inputs)
-            counts = jax.tree.leaves(nnx.to_pure_dict(nnx.state(called, nnx.RngCount)))
+            outputs, counts = quietly(idle, params, inputs)
             before = {id(leaf) for leaf in jax.tree.leaves(idle)}
-            if any(id(count) not in before for count in counts):
+            drawn = any(id(count) not in before for count in jax.tree.leaves(counts))
+            noise = len(jax.tree.leaves(idle))
+            if drawn and any(reads(lambda *at: quietly(*at)[0], idle, params, inputs)[:noise]):
                 raise ValueError(
                     f"{PARTS[number]} draws noise on plain inputs, where it must be deterministic;"
-                    " let its layers heed `deterministic`, which module.eval() sets"
+                    " let its layers heed `deterministic`, which module.eval() sets, and hand"
+                    " recurrent ones an initial_carry="
                 )
             return outputs
 

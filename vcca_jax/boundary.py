@@ -29,6 +29,9 @@ _MOVES = {
     "squeeze",
     "transpose",
 }
+# What writes updates into an operand, at indices: whatever is not written over stays.
+_WRITES = {"scatter"}
+_WRITES_ONTO = {"scatter-add", "scatter-sub", "scatter-mul", "scatter-min", "scatter-max"}
 # A comparison tells a bit of a number, not the number.
 _TELLS_A_BIT = {"eq", "ne", "lt", "le", "gt", "ge", "is_finite"}
 
@@ -48,7 +51,8 @@ def check_boundary(model: SplitModel, params: Params, inputs: Any) -> None:
         inputs: [n, ...], n >= 2 examples, of which the first and the last differ.
 
     Raises:
-        ValueError: which promise is broken, and what to do.
+        ValueError: which promise is broken, and what to do; or the two examples are equal, so that
+            to exchange them shows nothing.
     """
     leaves = jax.tree.leaves(inputs)
     if not leaves or min(len(leaf) for leaf in leaves) < 2:
@@ -58,6 +62,10 @@ def check_boundary(model: SplitModel, params: Params, inputs: Any) -> None:
         raise ValueError(
             f"body hands on raw inputs as its activations{raw[0]}: nothing with parameters stands"
             " between; move at least the first layer's products into the body"
+        )
+    if not any(bool((leaf[0] != leaf[-1]).any()) for leaf in map(jax.numpy.asarray, leaves)):
+        raise ValueError(
+            f"inputs have an equal first and last example of {len(leaves[0])}; give two that differ"
         )
     outputs = model.apply(params, inputs)
     swapped = jax.tree.map(lambda leaf: jax.numpy.asarray(leaf).at[0].set(leaf[-1]), inputs)
@@ -116,6 +124,10 @@ def _follow(
                 answer = ins_raw[0]  # a table looked up by an input is another number
             else:
                 answer = any(ins_raw) and not any(ins_learned)
+            if name in _WRITES:
+                answer |= ins_raw[0] or ins_raw[2]
+            if name in _WRITES_ONTO:
+                answer |= ins_raw[0] or (ins_raw[2] and not ins_learned[0])
             outs_raw = [answer] * len(equation.outvars)
             outs_learned = [any(ins_learned)] * len(equation.outvars)
         is_raw.update(zip(equation.outvars, outs_raw, strict=True))
