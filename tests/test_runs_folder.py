@@ -24,6 +24,7 @@ def short(**settlement) -> RunConfig:
     """Four epochs of one seed, settled after every second."""
     content = smoke(epochs=4, seeds=1).model_dump()
     content["settlement"] |= {"epochs_per_period": 2, **settlement}
+    content["credit"] = {"estimator": "first_order"}
     return RunConfig.model_validate(content)
 
 
@@ -159,6 +160,23 @@ def test_what_was_entered_by_hand_is_in_the_records(finished, copy):
         assert sum(r["paid"] for r in records if r["principal"] == name) == balance
     assert {r["period"] for r in records} == {"1", "2", "bonus"}
     assert {r["period"] for r in records if r["kind"] == "reverse"} == {"1"}
+
+
+def test_a_run_goes_on_past_what_was_entered_by_hand(stopped, copy, tmp_path):
+    folder = copy(stopped)
+    with Ledger.open(folder / "ledger.sqlite") as ledger:
+        ledger.settle("bonus", {"cleveland": -0.1, "hungarian": 0.3}, 901, gain=0.5, carry_over=0.1)
+        ledger.reverse(1, "other records")
+        ledger.settle(1, {"switzerland": 0.1}, 500, stream="licence")
+        ledger.settle(1, {"switzerland": 0.1}, 700)
+        ledger.join("a guest")
+    results = run(short(), folder)
+    assert results["revenue"] == 901 + 500 + 700 + 1_000_000
+    with Ledger.open(folder / "ledger.sqlite", read_only=True) as ledger:
+        hashes = [entry.hash for entry in ledger.entries()]
+    assert replay_run(folder, tmp_path / "again.sqlite") == hashes
+    assert verified(folder).head == hashes[-1]
+    assert (folder / "figures" / "cumulative_payout.png").is_file()
 
 
 def test_the_terms_of_the_settlement_are_the_ledgers(tmp_path):
