@@ -65,6 +65,7 @@ def test_a_rule_that_counts_in_other_units_than_the_ledger_is_refused(tmp_path):
     rule = softmax(1, scale_bits=20)
     with Ledger.open(tmp_path / "ledger", scale_bits=20, rule=rule) as ledger:
         assert ledger.settle(1, {"a": 10, "b": 0}, 1000).payouts == {"a": 1000, "b": 0}
+    check_share_rule(bounded(rule, cap=0.9))
 
 
 @pytest.mark.parametrize("name", ["power", "per_period"])

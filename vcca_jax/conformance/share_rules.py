@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vcca_jax.ledger import Ledger
+from vcca_jax.ledger.terms import rule_scale
 from vcca_jax.settlement import exact
 from vcca_jax.share_rules import RESERVE, ShareRule, Standings, check_rule
 
@@ -141,7 +142,7 @@ def _check_spec(rule: ShareRule) -> None:
 def _check_ledger(rule: ShareRule) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "ledger.sqlite"
-        with Ledger.open(path, rule=rule) as ledger:
+        with Ledger.open(path, rule=rule, scale_bits=int(rule_scale(rule.spec) or 40)) as ledger:
             for period, credits in enumerate(_PERIODS):
                 real = {party: Fraction(credit, UNIT) for party, credit in credits.items()}
                 ledger.settle(period, real, _REVENUE)

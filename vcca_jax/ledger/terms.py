@@ -157,6 +157,15 @@ def _whole(name: str, value: object, most: int) -> int | None:
     return whole
 
 
+def rule_scale(spec: object) -> str | None:
+    """Return the scale_bits of a rule that has any, be it within others; None if it fits all."""
+    while isinstance(spec, Mapping):
+        if spec.get("rule") == "softmax":
+            return spec.get("scale_bits")
+        spec = spec.get("of")
+    return None
+
+
 def new_terms(asked: Mapping[str, Any], rule: ShareRule) -> Terms:
     """Return the terms of a new ledger.
 
@@ -172,14 +181,12 @@ def new_terms(asked: Mapping[str, Any], rule: ShareRule) -> Terms:
     given = {name: value for name, value in asked.items() if value is not None}
     given["format"] = LAGGING if given.get("release_lag") else FORMAT
     terms = Terms(**{**dict.fromkeys(Terms._fields), **usual, **given, "rule": rule.spec})
-    spec: Any = rule.spec
-    while isinstance(spec, Mapping):
-        if spec.get("rule") == "softmax" and spec.get("scale_bits") != str(terms.scale_bits):
-            raise LedgerError(
-                f"the rule softmax has scale_bits={spec.get('scale_bits')} and the ledger has"
-                f" scale_bits={terms.scale_bits}; give both the same"
-            )
-        spec = spec.get("of")
+    scale = rule_scale(rule.spec)
+    if scale not in (None, str(terms.scale_bits)):
+        raise LedgerError(
+            f"the rule softmax has scale_bits={scale} and the ledger has"
+            f" scale_bits={terms.scale_bits}; give both the same"
+        )
     try:
         same = terms_from_content(chain.parse(chain.canonical(terms.content()))) == terms
     except (TypeError, ValueError, AttributeError):
