@@ -130,6 +130,22 @@ def test_its_money_is_the_ledgers(run, page, read):
         assert f"{agent} was paid {money(balances[agent], 'EUR')} in all" in shown
 
 
+def test_test_rows_stand_beside_those_that_credit_is_measured_on(page, read):
+    shown = " ".join(" ".join(read.words).split())
+    assert "Of 1 protected groups' losses on the test rows, 1 ended no lower" in shown
+    assert re.search(r"women protect, 6 principals test 0\.5000 0\.5000 ", shown)
+    assert "but on which credit is measured" in shown
+    assert "fresh" not in shown
+    assert shown.count("over all seeds") >= 3
+
+
+def test_every_setting_is_told_with_its_default(read):
+    shown = " ".join(" ".join(read.words).split())
+    for told in ("screening.policy drop", "settlement.decimals 2", "model.hidden 16, 8"):
+        assert told in shown
+    assert "settlement.rule high_ water_ mark" in shown  # may break after an underscore
+
+
 def test_it_is_the_same_twice_and_written_whole(run, page, tmp_path, monkeypatch):
     target = tmp_path / "new" / "report.html"
     write_report(run, target)

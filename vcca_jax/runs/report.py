@@ -3,6 +3,7 @@
 Money is read from the ledger, which is verified first; all else from the run's own records.
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from vcca_jax.runs.config import RunConfig, stored_config
 from vcca_jax.runs.errors import RunError
 from vcca_jax.runs.measures import money as money_of
 from vcca_jax.runs.records import Record, read_records, write_text
+from vcca_jax.runs.rules import Rule
 from vcca_jax.runs.stored import latest_note, read_results, verify_run
 from vcca_jax.runs.tables import constraint_cells, with_deviation
 from vcca_jax.runs.value_tables import outcome, value_rows
@@ -265,12 +267,19 @@ def _account_rows(accounts: dict[str, int], currency: str, amount: Any) -> Rows:
 
 
 def _settings(config: RunConfig) -> Rows:
+    """Every setting, those left out of the canonical text too."""
     rows: Rows = [("setting", "chosen")]
-    for section, content in config.model_dump(mode="json", exclude={"values", "profiles"}).items():
-        for name, chosen in content.items():
-            text = ", ".join(map(str, chosen)) if isinstance(chosen, list) else str(chosen)
-            rows.append((f"{section}.{name}", text))
+    for section, content in config:
+        if section not in ("values", "profiles"):
+            rows += [(f"{section}.{name}", _chosen(setting)) for name, setting in content]
     return rows
+
+
+def _chosen(setting: Any) -> str:
+    if isinstance(setting, Rule):
+        options = setting.model_dump()
+        return setting.name if len(options) == 1 else json.dumps(options)
+    return ", ".join(map(str, setting)) if isinstance(setting, tuple) else str(setting)
 
 
 def _profile_rows(config: RunConfig) -> Rows:
