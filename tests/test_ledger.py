@@ -386,30 +386,3 @@ def test_escrow_is_released_after_the_lag_and_only_from_it_money_comes_back(path
         assert ledger.accounts()["escrow:cy"] == 0
         ledger.verify()
     opened(path).close()
-
-
-def test_a_statement_tells_a_principal_all_that_concerns_it(path):
-    with opened(path, release_lag=1) as ledger:
-        ledger.join("eve")
-        seq = ledger.settle("jan", {"ann": 1.0, "bob": 1.0}, 100).seq
-        ledger.settle("feb", {"bob": 1.0}, 100)
-        ledger.reverse(ledger.settle("mar", {"ann": -0.5}, 0).seq, "unsaid")
-        statement = ledger.statement("ann")
-        assert [line[:9] for line in statement.lines] == [
-            (seq, "settle", "jan", ONE, ONE, 0, 50, ONE, 0),
-            (seq + 2, "release", "jan", 0, 0, 50, -50, ONE, 50),
-            (seq + 3, "settle", "mar", -ONE // 2, 0, 0, 0, ONE // 2, 50),
-            (seq + 5, "reverse", "mar", ONE // 2, 0, 0, 0, ONE, 50),
-        ]
-        assert [line[9:] for line in statement.lines] == [
-            ("paid", 100, Fraction(1, 2), "", None),
-            ("", 0, 0, "", seq),
-            ("unfunded", 0, 0, "", None),
-            ("", 0, 0, "", seq + 3),
-        ]
-        assert (statement.currency, statement.scale_bits) == ("EUR", 40)
-        assert (statement.paid, statement.held) == (50, 0)
-        assert statement.standings() == {"": (ONE, ONE)}
-        assert [line.kind for line in ledger.statement("eve").lines] == ["join"]
-        with pytest.raises(LedgerError, match="'zed' is unknown"):
-            ledger.statement("zed")

@@ -1,5 +1,7 @@
 """A receipt accounts for every unit, and is the same whenever it is asked for."""
 
+from fractions import Fraction
+
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
@@ -7,6 +9,7 @@ from hypothesis import given, settings
 from vcca_jax.ledger import Ledger, settle_streams
 from vcca_jax.share_rules import accumulated, per_period, softmax
 
+ONE = 2**40
 names = ("ann", "bob", "cy")
 period = st.fixed_dictionaries(
     {
@@ -126,3 +129,33 @@ def test_a_ledger_of_the_first_format_replays_as_it_was_written(tmp_path, monkey
     monkeypatch.undo()
     with Ledger.open(tmp_path / "ledger", release_lag=1) as ledger:
         assert ledger.verify(head).head == head
+
+
+# A statement
+
+
+def test_a_statement_tells_a_principal_all_that_concerns_it(tmp_path):
+    with Ledger.open(tmp_path / "ledger", principals=names, release_lag=1) as ledger:
+        ledger.join("eve")
+        seq = ledger.settle("jan", {"ann": 1.0, "bob": 1.0}, 100).seq
+        ledger.settle("feb", {"bob": 1.0}, 100)
+        ledger.reverse(ledger.settle("mar", {"ann": -0.5}, 0).seq, "unsaid")
+        statement = ledger.statement("ann")
+        assert [line[:9] for line in statement.lines] == [
+            (seq, "settle", "jan", ONE, ONE, 0, 50, ONE, 0),
+            (seq + 2, "release", "jan", 0, 0, 50, -50, ONE, 50),
+            (seq + 3, "settle", "mar", -ONE // 2, 0, 0, 0, ONE // 2, 50),
+            (seq + 5, "reverse", "mar", ONE // 2, 0, 0, 0, ONE, 50),
+        ]
+        assert [line[9:] for line in statement.lines] == [
+            ("paid", 100, Fraction(1, 2), "", None),
+            ("", 0, 0, "", seq),
+            ("unfunded", 0, 0, "", None),
+            ("", 0, 0, "", seq + 3),
+        ]
+        assert (statement.currency, statement.scale_bits) == ("EUR", 40)
+        assert (statement.paid, statement.held) == (50, 0)
+        assert statement.standings() == {"": (ONE, ONE)}
+        assert [line.kind for line in ledger.statement("eve").lines] == ["join"]
+        with pytest.raises(ValueError, match="'zed' is unknown"):
+            ledger.statement("zed")
