@@ -18,7 +18,7 @@ def test_padding_is_masked_and_data_is_kept():
 
 def test_join_after_leave_reuses_the_slot_and_keeps_every_shape():
     parts = shards()
-    members = cooperative(parts, names="abcde")
+    members = cooperative(parts, names=list("abcde"))
     without = leave(members, "d")
     assert without.members == ("a", "b", "c", "e")
     assert without.sizes[3] == 0
@@ -36,6 +36,13 @@ def test_join_after_leave_reuses_the_slot_and_keeps_every_shape():
         (lambda: cooperative([]), "shards"),
         (lambda: cooperative(shards(), names=["a"] * 5), "unique"),
         (lambda: cooperative(shards(), names=["a"]), "names"),
+        (lambda: cooperative(shards(), names="abcde"), "names='abcde' is one string"),
+        (lambda: cooperative([np.ones((2, 3))] * 2), r"shards\[0\] is a ndarray of shape \(2, 3\)"),
+        (lambda: cooperative([*shards(), np.ones((5, 3))]), r"shards\[5\] is a ndarray.*a pair"),
+        (lambda: cooperative([(np.ones(1),) * 3]), r"shards\[0\] is a tuple.*a pair"),
+        (lambda: cooperative({"ana": shards()[0]}), "its keys as names="),
+        (lambda: cooperative(shards(), capacity=7.5), "capacity is 7.5"),
+        (lambda: cooperative(shards(), sample_capacity=20.0), "sample_capacity is 20.0"),
         (lambda: cooperative(shards(), capacity=2), "capacity"),
         (lambda: cooperative(shards(), sample_capacity=4), "sample_capacity"),
         (lambda: cooperative([(np.ones((2, 1)), np.ones(3))]), "equally many"),
@@ -76,7 +83,7 @@ def test_bad_input_is_refused_by_name(make, words):
 
 
 def test_numbers_are_named_and_free_slots_left_out():
-    members = leave(cooperative(shards(), names="abcde", capacity=7), "b")
+    members = leave(cooperative(shards(), names=list("abcde"), capacity=7), "b")
     assert members.active.tolist() == [True, False, True, True, True, False, False]
     assert members.named(np.arange(7.0)) == {"a": 0.0, "c": 2.0, "d": 3.0, "e": 4.0}
     with pytest.raises(ValueError, match=r"numbers has shape \(5,\); give one a slot, \(7,\)"):

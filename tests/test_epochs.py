@@ -1,5 +1,7 @@
 """Epochs in one program: the same numbers as step by step, and one trace whatever their length."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -172,6 +174,7 @@ def test_the_whole_step_is_traced_once_over_epochs():
     ("options", "steps", "words"),
     [
         ({"chunk": 0}, None, "chunk=0"),
+        ({"chunk": 2.5}, None, "chunk is 2.5"),
         ({"chunk": None}, iter([]), "chunk=None"),
         ({"chunk": 2}, iter([]), "no step"),
     ],
@@ -179,3 +182,14 @@ def test_the_whole_step_is_traced_once_over_epochs():
 def test_bad_input_is_refused_by_name(options, steps, words):
     with pytest.raises(ValueError, match=words):
         epoch_runner(ADAM, **options)(start(), MEMBERS.shards, steps)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_cooperative_or_parameters_in_place_of_shards_or_a_state_are_refused(streamed):
+    run = epoch_runner(ADAM, chunk=2, streamed=streamed)
+    calls = [run] if streamed else [run, functools.partial(scan_steps, ADAM)]
+    for call in calls:
+        with pytest.raises(ValueError, match=r"source is a Cooperative.*members\.shards"):
+            call(start(), MEMBERS, plan_of())
+        with pytest.raises(ValueError, match=r"state is a dict.*give what trainer\.init made"):
+            call(PARAMS, MEMBERS.shards, plan_of())

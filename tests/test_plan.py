@@ -68,6 +68,7 @@ def test_members_who_left_are_not_drawn():
     [
         ({"batch_size": 0}, "batch_size=0"),
         ({"batch_size": 4, "steps": 1}, "at least 6"),
+        ({"batch_size": 4, "steps": 7.0}, "steps is 7.0"),
         ({"batch_size": 4, "seed": -1}, "seed=-1"),
         ({"batch_size": 4, "visiting_order": "sideways"}, "sideways"),
     ],
@@ -76,6 +77,11 @@ def test_bad_input_is_refused_by_name(options, words):
     members = cooperative(shards())
     with pytest.raises(ValueError, match=words):
         virtual_batches(members, **{"seed": 0, "epoch": 0, **options})
+
+
+def test_shards_in_place_of_the_cooperative_are_refused():
+    with pytest.raises(ValueError, match="cooperative is a Shards; give the whole Cooperative"):
+        virtual_batches(cooperative(shards()).shards, 4, seed=0, epoch=0)
 
 
 def test_a_cooperative_without_samples_is_refused():

@@ -107,6 +107,8 @@ def test_members_who_left_are_not_drawn():
         ({"steps": 1}, "at least 6"),
         ({"seed": -1}, "seed=-1"),
         ({"start": -1}, "start=-1"),
+        ({"start": 7}, "start=7 lies beyond the epoch's 6 steps"),
+        ({"sizes": (2.7, 3.9)}, "sizes of dtype float64"),
         ({"visiting_order": "sideways"}, "sideways"),
         ({"sizes": (0, 0)}, "no live sample"),
         ({"sizes": (3, -1)}, "0 or more"),

@@ -168,5 +168,16 @@ def test_bad_shards_are_refused_by_name(tmp_path, change, words):
 
 
 def test_something_is_read_ahead():
+    members = cooperative(shards(SIZES))
     with pytest.raises(ValueError, match="prefetch=0"):
-        stream_batches(cooperative(shards(SIZES)).shards, [], prefetch=0)
+        stream_batches(members.shards, [], prefetch=0)
+    with pytest.raises(ValueError, match=r"prefetch is 2\.5"):
+        stream_batches(members.shards, [], prefetch=2.5)
+
+
+def test_a_cooperative_in_place_of_its_shards_is_refused():
+    members = cooperative(shards(SIZES))
+    plan = virtual_batches(members, 4, seed=0, epoch=0)
+    for read in (lambda: stream_batches(members, plan), lambda: read_batch(members, plan)):
+        with pytest.raises(ValueError, match=r"source is a Cooperative.*members\.shards"):
+            read()

@@ -198,7 +198,7 @@ def _empty(tree: Any) -> list[str]:
     """The paths of what holds no leaf, None or an empty container: Orbax asks for them too."""
 
     def bare(node: Any) -> bool:
-        structure = jax.tree.structure(node)
+        structure: Any = jax.tree.structure(node)
         return structure.num_leaves == 0 and structure.num_nodes == 1
 
     nodes = jax.tree_util.tree_leaves_with_path(tree, is_leaf=bare)

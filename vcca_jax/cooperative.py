@@ -1,10 +1,12 @@
 """The agents' data on one padded axis, and how agents join and leave it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from vcca_jax.arguments import check_count
 
 Shard = tuple[Any, Any]
 
@@ -112,9 +114,9 @@ def cooperative(
         A ``Cooperative`` whose arrays have shape [capacity, sample_capacity, ...].
 
     Raises:
-        ValueError: no shard, unequal lengths, shapes or dtypes, an input that is not a number, a
-            value that is not finite, a label out of range, names that are not unique, or a capacity
-            that is too small.
+        ValueError: no shard, one that is no pair of inputs and targets, unequal lengths, shapes or
+            dtypes, an input that is not a number, a value that is not finite, a label out of range,
+            names that are not unique, or a capacity that is no whole number or too small.
 
     Example:
         >>> import numpy as np
@@ -123,8 +125,18 @@ def cooperative(
         >>> members.names, members.shards.inputs.shape
         (('ana', ''), (2, 2, 3))
     """
+    for what, count in (("capacity", capacity), ("sample_capacity", sample_capacity)):
+        if count is not None:
+            check_count(what, count, least=0)
     if classes is not None and classes < 1:
         raise ValueError(f"classes={classes} must be at least 1, or None")
+    if isinstance(shards, Mapping):
+        raise ValueError(
+            f"shards is a {type(shards).__name__}; give list(shards.values()), and its keys as"
+            " names="
+        )
+    if isinstance(names, str):
+        raise ValueError(f"names={names!r} is one string; give a sequence of names, one an agent")
     pairs = [_checked_shard(shard, f"shards[{i}]", classes) for i, shard in enumerate(shards)]
     if not pairs:
         raise ValueError("shards=[] holds no agent; give at least one (inputs, targets) pair")
@@ -207,6 +219,13 @@ def _fill(room: Shards, slot: int, name: str, shard: Shard) -> None:
 def _checked_shard(
     shard: Shard, argument: str, classes: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
+    # A list of two rows would be taken for a pair, and the second row for the targets.
+    if not isinstance(shard, tuple | list) or len(shard) != 2:
+        shape = "" if np.ndim(shard) == 0 else f" of shape {np.shape(shard)}"
+        raise ValueError(
+            f"{argument} is a {type(shard).__name__}{shape}; give a pair (inputs [n, ...], targets"
+            " [n, ...])"
+        )
     inputs, targets = (np.asarray(part) for part in shard)
     if inputs.ndim == 0 or targets.ndim == 0 or len(inputs) != len(targets):
         raise ValueError(

@@ -14,7 +14,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from vcca_jax.streaming import steps_of, stream_batches
+from vcca_jax.arguments import check_count
+from vcca_jax.streaming import check_source, steps_of, stream_batches
 from vcca_jax.trainer import Trainer
 from vcca_jax.virtual_batch import gather
 
@@ -69,13 +70,25 @@ def scan_steps(
 
     Returns:
         The state after the last step, and what was kept, with a leading [T].
+
+    Raises:
+        ValueError: a cooperative in place of its shards, or what is no state, such as parameters.
     """
+    check_source(source)
 
     def step(carried: Any, at: Any) -> tuple[Any, Any]:
         carried, info = trainer.step(carried, draw(source, at))
         return carried, keep(info)
 
-    return jax.lax.scan(step, state, steps)
+    try:
+        return jax.lax.scan(step, state, steps)
+    except AttributeError as error:
+        if hasattr(state, "_fields"):
+            raise
+        raise ValueError(
+            f"state is a {type(state).__name__}, with which trainer.step fails ({error}); give what"
+            " trainer.init made"
+        ) from error
 
 
 def epoch_runner(
@@ -112,13 +125,16 @@ def epoch_runner(
         prefetch: of a streamed source, chunks read ahead.
 
     Raises:
-        ValueError: not a trainer, or a chunk below 1; by ``run``, no step, or no chunk for an
-            iterable of steps.
+        ValueError: what has no step, or a chunk below 1 or that is no whole number; by ``run``, no
+            step, no chunk for an iterable of steps, a cooperative in place of its shards, or what
+            is no state.
     """
     if not callable(getattr(trainer, "step", None)):
         raise ValueError(f"trainer={trainer!r} has no step; give a Trainer, as cooperate(...) is")
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk={chunk} must be at least 1")
+    if chunk is not None:
+        check_count("chunk", chunk)
     drawn: Draw = as_given if streamed else draw
 
     def train(state: Any, source: Any, steps: Any) -> tuple[Any, Any]:
@@ -129,6 +145,7 @@ def epoch_runner(
     def run(
         state: Any, source: Any, steps: Any, on_chunk: OnChunk | None = None
     ) -> tuple[Any, Any]:
+        check_source(source)
         size = chunk
         if size is None:
             if not hasattr(steps, "_fields"):

@@ -4,6 +4,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from vcca_jax.arguments import check_count
 from vcca_jax.cooperative import Cooperative
 
 VisitingOrder = Literal["random", "ascending"]
@@ -52,7 +53,8 @@ def virtual_batches(
         visiting_order: "random" draws one anew for each batch; "ascending" follows the axis.
 
     Raises:
-        ValueError: a size below one, no live sample, or too few steps.
+        ValueError: shards in place of the cooperative, a size below one, no live sample, or too few
+            steps.
 
     Example:
         >>> import numpy as np
@@ -65,6 +67,9 @@ def virtual_batches(
     check_layout(batch_size, visiting_order)
     if seed < 0 or epoch < 0:
         raise ValueError(f"seed={seed} and epoch={epoch} must not be negative")
+    if not hasattr(cooperative, "shards"):
+        kind = type(cooperative).__name__
+        raise ValueError(f"cooperative is a {kind}; give the whole Cooperative, not its shards")
     owners, rows = np.nonzero(cooperative.shards.mask & cooperative.shards.active[:, None])
     count = len(owners)
     if count == 0:
@@ -101,8 +106,10 @@ def steps_for(count: int, batch_size: int, steps: int | None) -> int:
     """T: the steps asked for, or the fewest that hold ``count`` samples.
 
     Raises:
-        ValueError: too few steps.
+        ValueError: too few steps, or no whole number of them.
     """
+    if steps is not None:
+        check_count("steps", steps, least=0)
     needed = -(-count // batch_size)
     if steps is None:
         return needed

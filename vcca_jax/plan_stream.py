@@ -54,12 +54,18 @@ def stream_plan(
         An iterator over steps start..T - 1, each a plan with fields [B].
 
     Raises:
-        ValueError: a size below one, a negative number, no live sample, or too few steps.
+        ValueError: a size below one or that is no whole number, a negative number, no live sample,
+            too few steps, or a start beyond them.
     """
     check_layout(batch_size, visiting_order)
     if seed < 0 or epoch < 0 or start < 0:
         raise ValueError(f"seed={seed}, epoch={epoch} and start={start} must not be negative")
-    sizes = np.asarray(sizes, np.int64)
+    told = np.asarray(sizes)
+    if told.size and told.dtype.kind not in "iu":
+        raise ValueError(
+            f"sizes of dtype {told.dtype} must be whole numbers of samples, one an agent"
+        )
+    sizes = told.astype(np.int64)
     if sizes.ndim != 1 or (sizes < 0).any():
         raise ValueError(f"sizes of shape {sizes.shape} must be [A] numbers of samples, 0 or more")
     ends = np.cumsum(sizes)
@@ -67,6 +73,10 @@ def stream_plan(
     if count == 0:
         raise ValueError("sizes hold no live sample; let an agent with data join")
     steps = steps_for(count, batch_size, steps)
+    if start > steps:
+        raise ValueError(
+            f"start={start} lies beyond the epoch's {steps} steps; give at most {steps}"
+        )
     return _steps(sizes, ends, batch_size, (seed, epoch), range(start, steps), visiting_order)
 
 

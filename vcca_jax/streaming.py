@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from vcca_jax.cooperative import Shard, Shards
+from vcca_jax.arguments import check_count
+from vcca_jax.cooperative import Cooperative, Shard, Shards
 from vcca_jax.files import replacing
 from vcca_jax.plan import TraversalPlan
 from vcca_jax.virtual_batch import VirtualBatch
@@ -126,7 +127,11 @@ def read_batch(source: StoredShards | Shards, step: TraversalPlan) -> VirtualBat
             memory-mapped too).
         step: of a plan, with fields [B]; or several of them stacked, [k, B], for a batch whose
             fields all have that leading [k].
+
+    Raises:
+        ValueError: a cooperative in place of its shards.
     """
+    check_source(source)
     owners, rows = np.asarray(step.owners), np.asarray(step.rows)
     if isinstance(source, StoredShards):
         place: Any = source.starts[owners] + rows
@@ -163,11 +168,24 @@ def stream_batches(
         device: a device or a sharding to send them to; the default device if None.
 
     Raises:
-        ValueError: a prefetch below 1.
+        ValueError: a prefetch below 1 or that is no whole number, or a cooperative in place of its
+            shards.
     """
+    check_source(source)
     if prefetch < 1:
         raise ValueError(f"prefetch={prefetch} must be at least 1")
+    check_count("prefetch", prefetch)
     return _streamed(source, steps_of(steps), prefetch, device)
+
+
+def check_source(source: Any) -> None:
+    """Refuse a cooperative, whose names stay on the host, where its arrays are asked for.
+
+    Raises:
+        ValueError: it is one.
+    """
+    if isinstance(source, Cooperative):
+        raise ValueError("source is a Cooperative; give its arrays, members.shards")
 
 
 def steps_of(steps: Any) -> Iterator[Any]:
