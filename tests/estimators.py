@@ -35,6 +35,9 @@ ESTIMATORS = {
     "exact_shapley": Claims(contribution.exact_shapley, efficient=True),
     "banzhaf": Claims(contribution.banzhaf),
     "beta_shapley": Claims(partial(contribution.beta_shapley, alpha=4.0, beta=1.0)),
+    "semivalue": Claims(
+        partial(contribution.semivalue, by_size=contribution.binomial_sizes(0.3)),
+    ),
     "permutation_shapley": Claims(
         partial(contribution.permutation_shapley, permutations=6, antithetic=True, key=KEY),
         efficient=True,
@@ -42,6 +45,15 @@ ESTIMATORS = {
     ),
     "multilinear_shapley": Claims(
         partial(contribution.multilinear_shapley, samples=6, key=KEY), sampled=True
+    ),
+    "semivalue_sampled": Claims(
+        partial(
+            contribution.semivalue_sampled,
+            by_size=contribution.beta_sizes(4.0, 1.0),
+            samples=6,
+            key=KEY,
+        ),
+        sampled=True,
     ),
 }
 
@@ -101,6 +113,8 @@ OTHERS = {
     "across",
     "all_coalitions",
     "banzhaf_sampled_with_error",
+    "beta_sizes",
+    "binomial_sizes",
     "bootstrap",
     "by_principal",
     "coalition_values",
@@ -115,6 +129,7 @@ OTHERS = {
     "permutation_shapley_with_error",
     "principal_credits",
     "quotient",
+    "semivalue_sampled_with_error",
     "shapley_interactions",
     "slope_matrix",
     "stratified_shapley_with_error",

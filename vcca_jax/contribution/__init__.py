@@ -30,7 +30,12 @@ from vcca_jax.contribution.regression import (
     leverage_shapley,
     leverage_shapley_with_error,
 )
-from vcca_jax.contribution.semivalues import banzhaf, beta_shapley, exact_shapley
+from vcca_jax.contribution.semivalue_sampling import (
+    semivalue_sampled,
+    semivalue_sampled_with_error,
+)
+from vcca_jax.contribution.semivalues import banzhaf, beta_shapley, exact_shapley, semivalue
+from vcca_jax.contribution.size_measures import beta_sizes, binomial_sizes
 from vcca_jax.contribution.stopping import Pooled, SampledEstimator, until_precise
 from vcca_jax.contribution.stratified import stratified_shapley, stratified_shapley_with_error
 from vcca_jax.contribution.uncertainty import Across, across, bootstrap, slope_matrix
@@ -52,6 +57,8 @@ __all__ = [
     "banzhaf_sampled",
     "banzhaf_sampled_with_error",
     "beta_shapley",
+    "beta_sizes",
+    "binomial_sizes",
     "bootstrap",
     "by_principal",
     "coalition_values",
@@ -75,6 +82,9 @@ __all__ = [
     "permutation_shapley_with_error",
     "principal_credits",
     "quotient",
+    "semivalue",
+    "semivalue_sampled",
+    "semivalue_sampled_with_error",
     "shapley_interactions",
     "slope_matrix",
     "stratified_shapley",

@@ -261,8 +261,9 @@ def coalition_values(
     if agents > MAX_ENUMERATED_AGENTS:
         raise ValueError(
             f"weights has {agents} agents, and all 2**{agents} coalitions are too many to "
-            f"enumerate (at most {MAX_ENUMERATED_AGENTS} agents): use permutation_shapley or "
-            "aumann_shapley, or leave padding out of the agent axis"
+            f"enumerate (at most {MAX_ENUMERATED_AGENTS} agents): use a sampler, as "
+            "permutation_shapley and semivalue_sampled are, or aumann_shapley, or leave padding out"
+            " of the agent axis"
         )
     return evaluate(
         utility,

@@ -1,11 +1,11 @@
-"""Exact semivalues: Shapley, Banzhaf and Beta-Shapley from all 2**A coalitions.
+"""Exact semivalues: Shapley, Banzhaf, Beta-Shapley and any other, from all 2**A coalitions.
 
 A semivalue weighs an agent's marginal contributions by the size of the coalition it joins:
 
     c_i = sum over S without i of  p(|S|) (v(S + i) - v(S)),  sum_s C(A-1, s) p(s) = 1.
 
-All three families come from one measure on [0, 1] for every number of agents, so agents of weight 0
-(padding) change nobody else's value.
+The three that have a name come from one measure on [0, 1] for every number of agents, so agents of
+weight 0 (padding) change nobody else's value.
 """
 
 import math
@@ -18,6 +18,7 @@ import numpy as np
 
 from vcca_jax.contribution.coalitions import coalition_values, marginal, only_present, participation
 from vcca_jax.contribution.protocols import Utility
+from vcca_jax.contribution.size_measures import SizeMeasure, beta_sizes, sizes_for
 
 
 def exact_shapley(
@@ -134,27 +135,66 @@ def beta_shapley(
 
     Source: Kwon & Zou, "Beta Shapley", arXiv:2110.14049.
     """
+    sizes = beta_sizes(alpha, beta)
+    return semivalue(utility, weights, by_size=sizes, key=key, batch_size=batch_size)
+
+
+def semivalue(
+    utility: Utility,
+    weights: jax.typing.ArrayLike,
+    *,
+    by_size: SizeMeasure,
+    key: jax.Array | None = None,
+    batch_size: int | None = None,
+) -> jax.Array:
+    """Credit every agent with a semivalue of one's own choice, by enumeration.
+
+    c_i = sum_s q(s) mean over S without i, |S| = s, of  (v(S + i) - v(S)),  sum_s q(s) = 1
+
+    q(s), `by_size`, is the probability that the coalition joined has s members: even for Shapley,
+    binomial for Banzhaf and its weighted form (`binomial_sizes`), beta-binomial for Beta-Shapley
+    (`beta_sizes`), all on A - 1 for leave-one-out.
+
+    Cost: 2**A utility evaluations, exactly one a coalition; `semivalue_sampled` goes further.
+    Holds: symmetry, null agent (exactly 0, in the sense of `leave_one_out`), linearity in the
+    utility. Does not hold: efficiency (but for Shapley), split-invariance. Agents of weight 0 count
+    among the A: they change nobody's credit where the q of all A come from one measure on [0, 1],
+    as those of both functions named do.
+
+    Args:
+        utility: A pure function of participation weights `[A]`.
+        weights: The grand coalition's participation weights, `[A]` in [0, 1], A <= 20.
+        by_size: q(0) .. q(A - 1), or a function of A that returns them, as `beta_sizes(4, 1)` is.
+        key: Not used; accepted so that all estimators are called alike.
+        batch_size: How many coalitions at once; None means 256.
+
+    Returns:
+        Credits `[A]`, in the unit of the utility.
+
+    Raises:
+        ValueError: If `by_size` is no probability of the sizes 0 .. A - 1, A > 20, `weights` is not
+            `[A]` in [0, 1], `batch_size` is less than 1, or the utility does not return a scalar.
+
+    Example:
+        >>> def utility(w):  # a motion needs two of three, and each says yes with 0.9
+        ...     return jnp.where(jnp.sum(w > 0) > 1, 1.0, 0.0)
+        >>> credits = semivalue(utility, jnp.ones(3), by_size=[0.01, 0.18, 0.81])
+        >>> [round(float(credit), 2) for credit in credits]
+        [0.18, 0.18, 0.18]
+
+    Source: Dubey, Neyman & Weber, "Value theory without efficiency", Mathematics of Operations
+    Research 6 (1981).
+    """
     del key
     weights = participation(weights)
-    for name, parameter in (("alpha", alpha), ("beta", beta)):
-        if not (math.isfinite(parameter) and parameter > 0):
-            raise ValueError(f"{name} is {parameter}; pass a positive finite number")
-    first, second = Fraction(float(alpha)), Fraction(float(beta))
     others = weights.shape[0] - 1
-    by_size = [
-        _rising(second, size) * _rising(first, others - size) / _rising(first + second, others)
-        for size in range(others + 1)
-    ]
-    return _semivalue(utility, weights, by_size, batch_size)
-
-
-def _rising(start: Fraction, steps: int) -> Fraction:
-    """start (start + 1) ... (start + steps - 1), by which B(a + j, b + k) / B(a, b) is rational."""
-    return math.prod((start + step for step in range(steps)), start=Fraction(1))
+    sizes = sizes_for(by_size, others + 1)
+    masses = [float(q) / math.comb(others, size) for size, q in enumerate(sizes)]
+    return _semivalue(utility, weights, masses, batch_size)
 
 
 def _semivalue(
-    utility: Utility, weights: jax.Array, masses: Sequence[Fraction], batch_size: int | None
+    utility: Utility, weights: jax.Array, masses: Sequence[Fraction | float], batch_size: int | None
 ) -> jax.Array:
     values = coalition_values(utility, weights, batch_size=batch_size)
     return only_present(by_sizes(values, masses), weights)
@@ -165,7 +205,7 @@ def shapley_masses(agents: int) -> list[Fraction]:
     return [Fraction(1, agents * math.comb(agents - 1, size)) for size in range(agents)]
 
 
-def by_sizes(values: jax.Array, masses: Sequence[Fraction]) -> jax.Array:
+def by_sizes(values: jax.Array, masses: Sequence[Fraction | float]) -> jax.Array:
     """Every agent's contributions `[A]`, from the values of all coalitions `[2**A]`.
 
     Args:
