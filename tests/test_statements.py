@@ -168,14 +168,16 @@ def test_screenings_sum_the_paid_runs_records_by_period():
 def test_what_was_screened_out_is_told_by_value(ledger):
     screened = screenings([record(1), record(2), record(3, conflicts={"women": 0})], "ann", 1)
     words = as_text(told(ledger, screened=screened))
-    assert "a sample in 30 steps. In 18 of them its update was taken as it came" in words
-    assert "in 12 a value stood against it, and in 3 of these it was dropped" in words
+    assert "a sample in 30 steps of the run that is paid. In 18 of them its update was" in words
+    assert "in 12 a constraint stood against it, and in 3 of these it was dropped" in words
     assert "On average 25.0% of the update's length" in words
     assert re.search(r"women +6 +20\.0% +1, 2$", words, re.M)
     assert re.search(r"men +2 +6\.7% +1, 2$", words, re.M)
     assert "none" not in words
     clean = screenings([record(1, conflicts={"women": 0})], "ann", 1)
     assert "No value stood against" in as_text(told(ledger, screened=clean))
+    limited = {"1": clean["1"]._replace(admissible=0)}
+    assert "No value stood against any of them. A limit" in as_text(told(ledger, screened=limited))
 
 
 class Reader(HTMLParser):

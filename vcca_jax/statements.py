@@ -260,10 +260,10 @@ def _screened(name: str, screened: Mapping[str, Screening]) -> Section:
     dropped = sum(own.dropped for own in screened.values())
     removed = sum(own.removed for own in screened.values()) / max(steps, 1)
     words = [
-        f"{name} had a sample in {_count(steps, 'step')}. In {admissible} of them its update was "
-        f"taken as it came; in {steps - admissible} a value stood against it, and in {dropped} of "
-        f"these it was dropped as a whole. On average {removed:.1%} of the update's length was "
-        "removed."
+        f"{name} had a sample in {_count(steps, 'step')} of the run that is paid. In {admissible} "
+        f"of them its update was taken as it came; in {steps - admissible} a constraint stood "
+        f"against it, and in {dropped} of these it was dropped as a whole. On average "
+        f"{removed:.1%} of the update's length was removed."
     ]
     totals: Counter[str] = Counter()
     for own in screened.values():
@@ -274,7 +274,10 @@ def _screened(name: str, screened: Mapping[str, Screening]) -> Section:
             where = [period for period, own in screened.items() if own.conflicts.get(value)]
             rows.append((value, str(count), f"{count / max(steps, 1):.1%}", _listed(where)))
     if len(rows) == 1:
-        return Section("What was screened out", (*words, "No value stood against any of them."))
+        why = "No value stood against any of them."
+        if admissible < steps:
+            why += " A limit on the update's length or direction held it back."
+        return Section("What was screened out", (*words, why))
     return Section("What was screened out", tuple(words), tuple(rows))
 
 
