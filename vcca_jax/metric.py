@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from numbers import Real
 from typing import Any
 
 import jax
@@ -51,11 +52,12 @@ def adam_metric(
         ValueError: b1 or b2 outside [0, 1), eps or eps_root negative or not finite, or an optimizer
             that steps otherwise.
     """
+    # What is no number (a state, given to this in place of the metric) is told where it is used.
     for name, decay in (("b1", b1), ("b2", b2)):
-        if not isinstance(decay, jax.core.Tracer) and not 0 <= decay < 1:
+        if isinstance(decay, Real) and not 0 <= decay < 1:
             raise ValueError(f"{name}={decay} must lie in [0, 1), as Adam's decays do")
     for name, small in (("eps", eps), ("eps_root", eps_root)):
-        if not isinstance(small, jax.core.Tracer) and not 0 <= small < math.inf:
+        if isinstance(small, Real) and not 0 <= small < math.inf:
             raise ValueError(f"{name}={small} must be finite and not negative")
 
     def metric(optimizer_state: Any, gradient: Params) -> Params:
