@@ -13,14 +13,12 @@ import optax
 import pytest
 
 import vcca_jax as vcca
-from tests.estimators import EVERY, KEY, those
 from tests.problems import criterion, problem, tanh_mlp
 from tests.round_examples import CAPACITY, ONE_OF_A_KIND, initial, members, rounds
 from tests.round_examples import trainers as round_trainers
 from vcca_jax import baselines, share_rules, traversal
 from vcca_jax.admissibility import ScreenMethod
 from vcca_jax.conformance import (
-    check_estimator,
     check_screen,
     check_share_rule,
     check_trainer,
@@ -98,19 +96,6 @@ def quick(names, slow):
     return [pytest.param(n, marks=[pytest.mark.slow] if n in slow else []) for n in names]
 
 
-@pytest.mark.parametrize("name", quick(sorted(EVERY), those(EVERY, sampled=True)))
-def test_estimators_and_the_axioms_they_claim(name):
-    claims, axioms = EVERY[name], check_estimator(EVERY[name].estimate, key=KEY)
-    assert not claims.efficient or axioms.efficiency < 1e-3
-    assert not claims.split_invariant or axioms.splitting < 1e-4
-    assert not claims.additive or axioms.additivity < 1e-4
-    assert claims.sampled or axioms.symmetry < 1e-5
-    assert claims.sampled or axioms.null_player < 1e-5
-    if name == "leave_one_out":
-        assert axioms.efficiency > 0.05  # it is measured, not taken for granted
-        assert axioms.splitting > 0.005
-
-
 @pytest.mark.parametrize(
     "made", quick(SCREENS, [("project", "own"), ("project", "weighted")]), ids=" ".join
 )
@@ -175,74 +160,6 @@ def test_trainers_of_rounds(name):
         first = jax.tree.map(lambda field: field[0], plans)
         trainer = round_trainers(CAPACITY)[name]
         check_trainer(trainer, trainer.init(initial()), vcca.Round(there.shards, first))
-
-
-def keyless(utility, weights):
-    return vcca.leave_one_out(utility, weights)
-
-
-def total(utility, weights, *, key=None):
-    return utility(weights)
-
-
-def careless(utility, weights, *, key=None):
-    return jax.grad(utility)(weights) * weights
-
-
-def restless(utility, weights, *, key=None):
-    return vcca.leave_one_out(utility, weights) * np.random.default_rng().uniform()
-
-
-@pytest.mark.parametrize(
-    ("estimator", "message"),
-    [(total, "one credit an agent"), (careless, "exactly 0"), (restless, "pure JAX function")],
-)
-def test_a_broken_estimator_is_found_out(estimator, message):
-    with pytest.raises(ValueError, match=message):
-        check_estimator(estimator)
-
-
-def test_an_estimator_without_a_key_is_refused():
-    with pytest.raises(ValueError, match=r"must take \(utility, weights, key=\)"):
-        check_estimator(keyless)
-
-
-class Growing:
-    """Impure only where it is called, which a compiled call does once: each call gives more."""
-
-    calls = 0
-
-    def __call__(self, utility, weights, *, key=None):
-        if not isinstance(weights, jax.core.Tracer):
-            self.calls += 1
-        return vcca.leave_one_out(utility, weights) * max(self.calls, 1)
-
-
-def listing(utility, weights, *, key=None):
-    return [1.0] * len(weights)
-
-
-def on_the_host(utility, weights, *, key=None):
-    return jnp.asarray(np.asarray(vcca.leave_one_out(utility, np.asarray(weights))))
-
-
-with_error = functools.partial(vcca.contribution.permutation_shapley_with_error, permutations=4)
-
-
-@pytest.mark.parametrize(
-    ("estimator", "message"),
-    [
-        (Growing(), "when called a second time"),
-        (listing, "returned a list; return one array"),
-        (with_error, "returned a Sampled"),
-        (on_the_host, "fails under jit"),
-        (functools.partial(vcca.beta_shapley, alpha=1.0), "must take"),
-        (3, "give a function"),
-    ],
-)
-def test_what_is_no_estimator_is_told_in_words(estimator, message):
-    with pytest.raises(ValueError, match=message):
-        check_estimator(estimator, key=KEY)
 
 
 PLAIN = vcca.screen("project")
