@@ -121,7 +121,7 @@ def test_a_vote_may_answer_yes_or_no():
 
 
 def test_bad_input_is_named():
-    with pytest.raises(ValueError, match=r"21 agents.*use permutation_shapley"):
+    with pytest.raises(ValueError, match=r"21 agents.*use a sampler, as permutation_shapley"):
         contribution.exact_shapley(jnp.sum, jnp.ones(21))
     with pytest.raises(ValueError, match=r"utility returned shape \(3,\)"):
         contribution.leave_one_out(lambda w: w, jnp.ones(3))

@@ -196,7 +196,7 @@ def test_fedsv_refuses_what_cannot_be_enumerated_or_drawn():
         fedsv(bent, 0)
     many = learnt_of(np.zeros((21, 4)))
     score = fedsv(bent, 21)
-    with pytest.raises(ValueError, match="use permutation_shapley"):
+    with pytest.raises(ValueError, match="use a sampler, as permutation_shapley"):
         score.step(score.init(), many)
     sampler = functools.partial(contribution.permutation_shapley, permutations=2)
     score = fedsv(bent, 3, estimator=sampler)
