@@ -36,7 +36,6 @@ import functools
 import time
 
 import jax
-import jax.numpy as jnp
 import matplotlib
 import numpy as np
 import optax
@@ -141,7 +140,7 @@ epoch = vcca.epoch_runner(
 )
 profiles = vcca.value_profiles(values.names, [[LOW]] * AGENTS, constraints=2)
 initial = jax.jit(model.init)(jax.random.key(0))
-state = whole_step.init(jax.tree.map(jnp.copy, initial), profiles)
+state = whole_step.init(initial, profiles)
 seen = []
 
 

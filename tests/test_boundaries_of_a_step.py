@@ -370,12 +370,12 @@ def test_shards_hold_numbers_and_batches_whole_slots():
 def test_money_goes_to_names_and_epochs_take_trainers(tmp_path):
     with (
         vcca.Ledger.open(tmp_path / "ledger.sqlite") as ledger,
-        pytest.raises(ValueError, match="credits are a ndarray, and money goes to names"),
+        pytest.raises(ValueError, match="credits are of type ndarray, and money goes to names"),
     ):
         ledger.settle("1", np.ones(2), revenue=10)
     with pytest.raises(ValueError, match="trainer=3 has no step"):
         vcca.epoch_runner(3)
     rule = vcca.share_rules.high_water_mark()
-    listed = rule._replace(shares=lambda credits, standings: [1, 2])
+    listed = rule._replace(spec={"rule": "mine"}, shares=lambda credits, standings: [1, 2])
     with pytest.raises(ValueError, match="shares returned a list; return a mapping"):
         vcca.conformance.check_share_rule(listed)

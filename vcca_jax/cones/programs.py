@@ -96,7 +96,7 @@ def scaled_program(
     if margins is not None:
         impossible = impossible & (known > 0)
     asked = jnp.where(present & hard, known * inverse, -jnp.inf)
-    excluded = _excluded(*lax.stop_gradient((unit, asked)))
+    excluded = _excluded(*lax.stop_gradient((unit, asked, magnitude)))
     program = Program(unit, depth, caps, rounding, bounded, finite, excluded)
     units = Units(
         largest * inverse,
@@ -126,18 +126,16 @@ def verified(program: Program, multipliers: jax.Array) -> tuple[jax.Array, jax.A
     return residual, small & (near | bounded) & ~program.excluded
 
 
-def _excluded(unit: jax.Array, asked: jax.Array) -> jax.Array:
+def _excluded(unit: jax.Array, asked: jax.Array, magnitude: jax.Array) -> jax.Array:
     """Whether opposing copies exclude each other: m_k + m_l > 0 where N_k = -N_l, unit rows.
 
-    Told by the margins alone. The residual is measured against the largest deficit, which <g, N_k>
-    may make any number of times larger than what the margins lack.
+    Told by the margins alone, where they are above rounding at the size of g. The residual is
+    measured against the largest deficit, which <g, N_k> may make any number of times larger than
+    what the margins lack.
     """
-    epsilon = float(jnp.finfo(unit.dtype).eps)
+    small = 8.0 * float(jnp.finfo(unit.dtype).eps)
     together = asked[:, None] + asked[None, :]
-    sizes = jnp.abs(asked)[:, None] + jnp.abs(asked)[None, :]
-    finite = jnp.isfinite(together)
-    lacking = finite & (together > 8.0 * epsilon * jnp.where(finite, sizes, 0.0))
-    return jnp.any(lacking & (unit <= -1.0 + 8.0 * epsilon))
+    return jnp.any((together > small * magnitude) & (unit <= -1.0 + small))
 
 
 def smallest_rho(gram: jax.Array) -> float:
