@@ -17,7 +17,7 @@ from vcca_jax.runs.lock import working_on
 from vcca_jax.runs.measures import money, payout_records
 from vcca_jax.runs.records import read_records, write_records
 from vcca_jax.runs.report import report_page
-from vcca_jax.runs.run import replay_run
+from vcca_jax.runs.settling import replay_run
 
 
 def short(**settlement) -> RunConfig:

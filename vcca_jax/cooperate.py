@@ -167,17 +167,15 @@ def cooperate(
     ) -> CooperateState:
         check_names(profiles, values.names)
         params = strong(params)
-        return strong(
-            CooperateState(
-                params=params,
-                optimizer_state=optimizer.init(params),
-                profiles=profiles,
-                context=context,
-                credits=jnp.zeros(profiles.mask.shape[0]),
-                carry_over=jnp.zeros(()),
-                key=jax.random.key(0) if key is None else key,
-                step=jnp.zeros((), jnp.int32),
-            )
+        return CooperateState(
+            params=params,
+            optimizer_state=strong(optimizer.init(params)),
+            profiles=strong(profiles),
+            context=strong(context),
+            credits=jnp.zeros(profiles.mask.shape[0]),
+            carry_over=jnp.zeros(()),
+            key=jax.random.key(0) if key is None else strong(key),
+            step=jnp.zeros((), jnp.int32),
         )
 
     def step(state: CooperateState, batch: VirtualBatch) -> tuple[CooperateState, CooperateInfo]:

@@ -1,4 +1,4 @@
-"""What a per-example loss must return, asked wherever one is called."""
+"""What a loss must return, of examples or of held-out rows, asked wherever one is called."""
 
 from typing import Any
 
@@ -23,6 +23,24 @@ def checked_losses(losses: Any, count: int, what: str = "loss_fn") -> jax.Array:
             f" loss an example, shape {(count,)}, and leave the mean to the caller"
         )
     return losses
+
+
+def checked_number(told: Any, what: str) -> Any:
+    """What a held-out loss returned, if it is one floating-point number; its shape will do.
+
+    Args:
+        told: what it returned, or the shape and type of that.
+        what: the loss's name in the message, as the caller writes it.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if jnp.shape(told) != () or not jnp.issubdtype(jnp.result_type(told), jnp.floating):
+        raise ValueError(
+            f"{what} returns {jnp.shape(told)} of {jnp.result_type(told)}; return one"
+            " floating-point number: a mean over rows"
+        )
+    return told
 
 
 def example_count(examples: Any) -> int:

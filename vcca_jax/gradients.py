@@ -15,6 +15,7 @@ same numbers:
     stacked      every g_i held at once, O(A D) memory: for many actions on few agents.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -210,8 +211,13 @@ def _linearized(
     losses, jvp = jax.linearize(shares, params)
     transpose = jax.linear_transpose(jvp, params)
 
+    @functools.cache
+    def check_rules() -> None:
+        """Once: it takes a trace, and says the same of every direction."""
+        check_forward("linearized", jvp, jax.eval_shape(lambda: params))
+
     def dot(direction: Params) -> jax.Array:
-        check_forward("linearized", jvp, direction)
+        check_rules()
         return _agent_sum(jvp(direction), batch.owners, capacity)
 
     def total(weights: jax.Array | None = None) -> Params:

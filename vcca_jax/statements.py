@@ -147,7 +147,7 @@ def _standings(statement: Statement) -> Iterator[str]:
     for stream, (score, mark) in statement.standings().items():
         of = f" in the stream of {stream}" if stream else ""
         words = f"Its credit{of} adds up to {_credit(score, statement)}"
-        if not _marked(statement):
+        if not statement.marked:
             yield f"{words}."
             continue
         yield f"{words}; it has been paid on {_credit(mark, statement)}."
@@ -163,11 +163,6 @@ def _standings(statement: Statement) -> Iterator[str]:
             )
 
 
-def _marked(statement: Statement) -> bool:
-    """Whether shares follow from how far credit rises above what was paid on."""
-    return statement.base_rule == "high_water_mark"
-
-
 def _reason(line: StatementLine, statement: Statement) -> str:
     if line.outcome == "carried":
         return "the period's steps gained nothing together, so its revenue waits for the next"
@@ -177,7 +172,7 @@ def _reason(line: StatementLine, statement: Statement) -> str:
         return "its share, with what was left of earlier ones, has not come to a whole unit yet"
     if line.share:
         return "its share came to less than a unit and others had the larger remainder"
-    if _marked(statement):
+    if statement.marked:
         return "its credit did not rise above what it had been paid on already"
     if statement.base_rule == "per_period":
         return "its credit of the period was not above zero"
@@ -213,7 +208,7 @@ def _runs(periods: Sequence[str]) -> list[str]:
 def _periods(statement: Statement, screened: Mapping[str, Screening], decimals: int) -> Section:
     streams = any(line.stream for line in statement.lines)
     head = ("entry", "what", *(("stream",) if streams else ()), "period")
-    counted = "paid on" if _marked(statement) else "share"
+    counted = "paid on" if statement.marked else "share"
     head += (("epochs", "steps") if screened else ()) + ("credit", counted, "paid", "balance")
     rows = [head]
     for line in statement.lines:
@@ -227,14 +222,14 @@ def _periods(statement: Statement, screened: Mapping[str, Screening], decimals: 
                 line.period,
                 *(steps if screened else ()),
                 _credit(line.credit, statement),
-                _credit(line.counted, statement) if _marked(statement) else _share(line),
+                _credit(line.counted, statement) if statement.marked else _share(line),
                 money(line.paid + line.held, decimals=decimals),
                 money(line.balance, decimals=decimals),
             )
         )
     explained = (
         "“Paid on” is the credit that rose above the highest score paid on before"
-        if _marked(statement)
+        if statement.marked
         else "“Share” is its part of what was divided"
     )
     words = (

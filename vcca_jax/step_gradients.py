@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from vcca_jax.example_losses import checked_number
 from vcca_jax.gradients import AgentGradients, Method, agent_gradients
 from vcca_jax.held_out import HeldOutLoss
 from vcca_jax.one_pass.shared_pass import AUTOMATIC, OnePass, losses_at, shared_pass, take
@@ -174,12 +175,7 @@ def _valued(validation: Callable[[Params], jax.Array]) -> Callable[[Params, Any]
 def _check_validation(validation: Callable[[Params], jax.Array], params: Params) -> None:
     if isinstance(validation, HeldOutLoss):
         return  # a number by what it is made of
-    told = jax.eval_shape(validation, params)
-    if jnp.shape(told) != () or not jnp.issubdtype(jnp.result_type(told), jnp.floating):
-        raise ValueError(
-            f"validation_loss returns {jnp.shape(told)} of {jnp.result_type(told)}; return one"
-            " floating-point number: a mean over rows"
-        )
+    checked_number(jax.eval_shape(validation, params), "validation_loss")
 
 
 def _equal(left: Params, right: Params) -> jax.Array:

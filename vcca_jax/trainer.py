@@ -68,8 +68,8 @@ def gradient_trainer(
 
     def init(params: Params) -> TrainState:
         params = strong(params)
-        memory = optimizer.init(params)
-        return strong(TrainState(params, memory, jnp.zeros((), jnp.int32)))
+        memory = strong(optimizer.init(params))  # a copy: it may be the parameters themselves
+        return TrainState(params, memory, jnp.zeros((), jnp.int32))
 
     def step(state: TrainState, batch: VirtualBatch) -> tuple[TrainState, TrainInfo]:
         loss, gradient = loss_and_gradient(state.params, batch)

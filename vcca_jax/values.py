@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from vcca_jax.arguments import check_takes
-from vcca_jax.example_losses import example_count
+from vcca_jax.example_losses import checked_number, example_count
 from vcca_jax.held_out import HeldOutLoss, composed, held_examples, mean_loss
 from vcca_jax.trainer import ExampleLoss, Params
 
@@ -73,13 +73,7 @@ def _named(name: str, loss: ValueLoss) -> ValueLoss:
     """The same loss, which says whose it is where it is none."""
 
     def checked(params: Params, context: Any) -> jax.Array:
-        told = loss(params, context)
-        if jnp.shape(told) != () or not jnp.issubdtype(jnp.result_type(told), jnp.floating):
-            raise ValueError(
-                f"losses[{name!r}] returns {jnp.shape(told)} of {jnp.result_type(told)}; return one"
-                " floating-point number: a mean over rows"
-            )
-        return told
+        return checked_number(loss(params, context), f"losses[{name!r}]")
 
     return checked
 

@@ -45,13 +45,14 @@ def exponent(points: Points) -> float:
     return float(np.polyfit(sizes, heights, 1)[0])
 
 
-def told_exponent(points: Points) -> float:
-    """The exponent, where the points say that there is one; not a number elsewhere.
+def told_exponent(lines: Lines, points: Points) -> float:
+    """The exponent, where the points of a line say that there is one; not a number elsewhere.
 
-    Three points, or some that go up and down, have a least-squares slope too, which says nothing.
+    Three points, or some that go up and down, have a least-squares slope too, which says nothing,
+    and so have sizes of different shapes.
     """
     slope = exponent(points)
-    if len({size for size, _ in points}) < POINTS:
+    if lines.shapes or len({size for size, _ in points}) < POINTS:
         return float("nan")
     sizes, heights = np.log(np.array(points)).T
     apart = np.abs(heights - heights.mean() - slope * (sizes - sizes.mean())).max()

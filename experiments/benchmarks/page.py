@@ -159,7 +159,7 @@ def growth_rows(contents: Contents) -> list[list[str]]:
     rows = []
     for lines in LINES:
         for label, points in _lines(lines, contents).items():
-            slope = float("nan") if lines.shapes else told_exponent(points)
+            slope = told_exponent(lines, points)
             if not math.isnan(slope):
                 ends = f"{_number(points[0][0])} to {_number(points[-1][0])}"
                 rows.append(

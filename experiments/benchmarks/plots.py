@@ -75,7 +75,7 @@ def draw(lines: Lines, found: dict[str, Points], shapes: dict[float, str] | None
             dash = "" if shapes else DASHES[place // len(PALETTE) % len(DASHES)]
             style = {"linestyle": dash or "none", "markersize": 5 if dash else 9}
             ax.plot(*zip(*points, strict=True), marker="o", color=colour, **style)
-            slope = float("nan") if shapes else told_exponent(points)
+            slope = told_exponent(lines, points)
             ends.append(points[-1])
             texts.append(label if np.isnan(slope) else f"{label}  ({_signed(slope)})")
             colours.append(colour)

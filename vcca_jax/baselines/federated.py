@@ -233,8 +233,8 @@ def federated_trainer(
 
     def init(params: Params) -> FederatedState:
         params = strong(params)
-        memory = server_optimizer.init(params)
-        return strong(FederatedState(params, memory, jnp.zeros((), jnp.int32)))
+        memory = strong(server_optimizer.init(params))
+        return FederatedState(params, memory, jnp.zeros((), jnp.int32))
 
     def step(state: FederatedState, round_: Round) -> tuple[FederatedState, FederatedInfo]:
         local = _proximal(loss_and_gradient, proximal, state.params)

@@ -66,8 +66,8 @@ def split_learning(
 
     def init(params: Params) -> SplitLearningState:
         params = strong(params)
-        memory = each_part.init(params)
-        return strong(SplitLearningState(params, memory, jnp.zeros((), jnp.int32)))
+        memory = strong(each_part.init(params))
+        return SplitLearningState(params, memory, jnp.zeros((), jnp.int32))
 
     def step(
         state: SplitLearningState, round_: Round

@@ -87,8 +87,8 @@ def splitfed_v2(
 
     def init(params: Params) -> FederatedState:
         params = strong(params)
-        memory = optimizer.init(params["head"])
-        return strong(FederatedState(params, memory, jnp.zeros((), jnp.int32)))
+        memory = strong(optimizer.init(params["head"]))
+        return FederatedState(params, memory, jnp.zeros((), jnp.int32))
 
     def serve(
         at_server: tuple[Params, Any], sent: tuple[Any, VirtualBatch]

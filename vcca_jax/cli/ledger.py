@@ -292,7 +292,7 @@ def _line(entry: _Derived, currency: str, decimals: int) -> str:
 def _settled_again(run: Path, place: Path, entries: "list[Entry]") -> int:
     """Settle a run's records again, and count the entries that come out the same."""
     from vcca_jax.ledger import LedgerError
-    from vcca_jax.runs.run import replay_run
+    from vcca_jax.runs.settling import replay_run
 
     with tempfile.TemporaryDirectory() as folder:
         again = replay_run(run, Path(folder) / "ledger.sqlite")

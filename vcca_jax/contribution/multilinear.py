@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 
 from vcca_jax.arguments import check_count
-from vcca_jax.contribution.coalitions import evaluate, marginal, only_present, participation
+from vcca_jax.contribution.coalitions import marginal, only_present, participation
 from vcca_jax.contribution.protocols import Sampled, Utility
-from vcca_jax.contribution.sampling import check_draws, sampled
+from vcca_jax.contribution.sampling import check_draws, sampled, turned_values
 
 
 def multilinear_shapley(
@@ -106,14 +106,10 @@ def _marginals(
     agents = weights.shape[0]
     inside = _coalitions(key, agents, samples, antithetic)
 
-    def member(row: jax.Array) -> jax.Array:
-        # Of agents + 1 rows a sample, the last turns nobody's membership.
-        sample, turned = jnp.divmod(row, agents + 1)
-        return inside[sample] ^ (jnp.arange(agents) == turned)
+    def member(sample: jax.Array, turned: jax.Array) -> jax.Array:
+        return inside[sample] ^ turned
 
-    values = evaluate(
-        utility, weights, jnp.arange(samples * (agents + 1)), member, batch_size=batch_size
-    ).reshape((samples, agents + 1))
+    values = turned_values(utility, weights, member, samples, batch_size)
     gains = marginal(jnp.broadcast_to(values[:, agents:], inside.shape), values[:, :agents])
     return jnp.where(inside, gains, -gains)
 

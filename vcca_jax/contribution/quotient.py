@@ -46,16 +46,19 @@ def quotient(
             _checked_count(known, shares.shape[0])
         return weights * shares[principals].astype(weights.dtype)
 
+    def played(shares: jax.Array) -> jax.Array:
+        return utility(agents(shares))
+
     expanded = getattr(utility, "first_order", None)
     if expanded is None:
-        return lambda shares: utility(agents(shares))
+        return played
 
     def first_order(shares: jax.Array) -> jax.Array:
         return jax.ops.segment_sum(
             expanded(agents(shares)), principals, num_segments=shares.shape[0]
         )
 
-    return _ExpandedQuotient(lambda shares: utility(agents(shares)), first_order)
+    return _ExpandedQuotient(played, first_order)
 
 
 @dataclass(frozen=True)

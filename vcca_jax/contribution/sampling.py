@@ -1,13 +1,14 @@
 """What estimators that sample have in common: checked draws, and the error of their mean."""
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from vcca_jax.arguments import check_count, check_key
-from vcca_jax.contribution.coalitions import only_present
-from vcca_jax.contribution.protocols import Sampled
+from vcca_jax.contribution.coalitions import evaluate, only_present
+from vcca_jax.contribution.protocols import Sampled, Utility
 
 
 def check_draws(name: str, count: int, key: jax.Array | None, antithetic: bool) -> jax.Array:
@@ -22,6 +23,34 @@ def check_draws(name: str, count: int, key: jax.Array | None, antithetic: bool) 
     if antithetic and count % 2:
         raise ValueError(f"{name} is {count}; antithetic ones come in pairs: pass an even number")
     return key
+
+
+def turned_values(
+    utility: Utility,
+    weights: jax.Array,
+    member: Callable[[jax.Array, jax.Array], jax.Array],
+    samples: int,
+    batch_size: int | None,
+) -> jax.Array:
+    """Values of every sample's coalition with one agent turned, and with nobody, `[M, A + 1]`.
+
+    Args:
+        utility: A pure function of participation weights `[A]`.
+        weights: The grand coalition's participation weights, `[A]`.
+        member: Who belongs, booleans `[A]`, in a sample of this number when the agent that is
+            marked, in booleans `[A]`, is turned; of the last column nobody is.
+        samples: M.
+        batch_size: How many coalitions at once; None means 256.
+    """
+    agents = weights.shape[0]
+
+    def of_row(row: jax.Array) -> jax.Array:
+        sample, turned = jnp.divmod(row, agents + 1)
+        return member(sample, jnp.arange(agents) == turned)
+
+    rows = jnp.arange(samples * (agents + 1))
+    values = evaluate(utility, weights, rows, of_row, batch_size=batch_size)
+    return values.reshape((samples, agents + 1))
 
 
 def sampled(

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from vcca_jax.arguments import check_count
-from vcca_jax.contribution.coalitions import evaluate, marginal, only_present, participation
+from vcca_jax.contribution.coalitions import marginal, only_present, participation
 from vcca_jax.contribution.protocols import Sampled, Utility
-from vcca_jax.contribution.sampling import check_draws
+from vcca_jax.contribution.sampling import check_draws, turned_values
 from vcca_jax.contribution.size_measures import SizeMeasure, sizes_for
 
 
@@ -119,17 +119,13 @@ def _marginals(
     agents = weights.shape[0]
     sizes, places = _draws(key, sizes_for(by_size, agents), samples)
 
-    def member(row: jax.Array) -> jax.Array:
-        # Of agents + 1 rows a sample, the last is of the first s + 1, with nobody turned.
-        sample, turned = jnp.divmod(row, agents + 1)
+    def member(sample: jax.Array, own: jax.Array) -> jax.Array:
+        # With nobody turned, the first s + 1.
         place, size = places[sample], sizes[sample]
-        own = jnp.arange(agents) == turned
         joins = jnp.any(own & (place > size))
         return jnp.where(joins, (place < size) | own, (place <= size) & ~own)
 
-    rows = jnp.arange(samples * (agents + 1))
-    values = evaluate(utility, weights, rows, member, batch_size=batch_size)
-    values = values.reshape((samples, agents + 1))
+    values = turned_values(utility, weights, member, samples, batch_size)
     # Without the agent at place s, the first s + 1 are the first s.
     last = jnp.argmax(places == sizes[:, None], axis=1)
     first = jnp.broadcast_to(jnp.take_along_axis(values, last[:, None], axis=1), places.shape)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from vcca_jax.ledger.chain import Entry
 from vcca_jax.ledger.drafts import CARRIED, REVENUE, of_stream
 from vcca_jax.ledger.terms import Terms
+from vcca_jax.share_rules import innermost
 
 
 class StatementLine(NamedTuple):
@@ -73,10 +74,12 @@ class Statement(NamedTuple):
     @property
     def base_rule(self) -> str:
         """Name of the rule that looks at credit, be it bounded or raised to a power by others."""
-        spec: Any = self.rule
-        while isinstance(spec.get("of"), Mapping):
-            spec = spec["of"]
-        return spec["rule"]
+        return innermost(self.rule)["rule"]
+
+    @property
+    def marked(self) -> bool:
+        """Whether that rule pays on high-water marks; others know no debt."""
+        return self.base_rule == "high_water_mark"
 
     @property
     def paid(self) -> int:
@@ -90,7 +93,7 @@ class Statement(NamedTuple):
 
     def debts(self) -> dict[str, int]:
         """Return stream -> quantised credit to be made up for first; none under most rules."""
-        if self.base_rule != "high_water_mark":
+        if not self.marked:
             return {}
         gaps = {stream: mark - score for stream, (score, mark) in self.standings().items()}
         return {stream: gap for stream, gap in gaps.items() if gap > 0}
@@ -98,7 +101,7 @@ class Statement(NamedTuple):
     def standings(self) -> dict[str, tuple[int, int]]:
         """Return stream -> (score, mark): all credit, and the credit that has been paid on.
 
-        Under a rule that pays on high-water marks (see `base_rule`) a score below the mark is a
+        Under a rule that pays on high-water marks (see `marked`) a score below the mark is a
         debt, which new credit has to make up for first; a score above it is credit that has not
         been paid on yet. Other rules don't look at marks.
         """

@@ -6,7 +6,7 @@ from typing import Any, Final, NamedTuple
 from vcca_jax.ledger import chain
 from vcca_jax.ledger.errors import ForeignLedgerError, LedgerError
 from vcca_jax.settlement import whole_number
-from vcca_jax.share_rules import ShareRule, check_rule
+from vcca_jax.share_rules import ShareRule, check_rule, innermost
 
 FORMAT: Final = "vcca-ledger-1"
 LAGGING: Final = "vcca-ledger-2"
@@ -157,13 +157,10 @@ def _whole(name: str, value: object, most: int) -> int | None:
     return whole
 
 
-def rule_scale(spec: object) -> str | None:
+def rule_scale(spec: Mapping[str, Any]) -> str | None:
     """Return the scale_bits of a rule that has any, be it within others; None if it fits all."""
-    while isinstance(spec, Mapping):
-        if spec.get("rule") == "softmax":
-            return spec.get("scale_bits")
-        spec = spec.get("of")
-    return None
+    own = innermost(spec)
+    return own.get("scale_bits") if own.get("rule") == "softmax" else None
 
 
 def new_terms(asked: Mapping[str, Any], rule: ShareRule) -> Terms:

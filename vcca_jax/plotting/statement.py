@@ -58,7 +58,7 @@ def statement_figure(
             f"{statement.principal}: {money(statement.paid, statement.currency, decimals)} paid"
             + (f", a debt of {debt / unit:.3g} credit carried forward" if debt else ""),
         )
-        if statement.base_rule == "high_water_mark":
+        if statement.marked:
             set_note(
                 figure,
                 "A debt is credit that has to be made up for before more is paid; nothing is taken "
@@ -94,12 +94,11 @@ def _money(ax: Axes, statement: Statement, lines: Sequence[StatementLine], decim
 def _score(ax: Axes, statement: Statement, lines: Sequence[StatementLine]) -> None:
     places, unit = np.arange(len(lines)), 2**statement.scale_bits
     score = np.array([r.score / unit for r in lines])
-    marked = statement.base_rule == "high_water_mark"  # other rules know no debt
-    if marked:
+    if statement.marked:
         mark = np.cumsum([r.counted / unit for r in lines])
         ax.step(places, mark, where="mid", color=FAINT, linewidth=1.4, label="paid on so far")
     ax.step(places, score, where="mid", color=PALETTE[2], label="credit so far")
-    if marked:
+    if statement.marked:
         ax.fill_between(
             places,
             score,

@@ -52,14 +52,24 @@ def write_text(path: Path, text: str) -> None:
         beside.write_text(text, encoding="utf-8")
 
 
-def write_records(path: Path, records: Iterable[Record]) -> None:
-    """Write one JSON object a line; numbers read back as they were, NaN is refused."""
-    write_text(path, _lines(records))
+def write_records(path: Path, records: Iterable[Record]) -> str:
+    """Write one JSON object a line; numbers read back as they were, NaN is refused.
+
+    Returns:
+        What ``digest`` says of them.
+    """
+    text = _lines(records)
+    write_text(path, text)
+    return _sha256(text)
 
 
 def digest(records: Iterable[Record]) -> str:
     """SHA-256 of records as ``write_records`` writes them, in hexadecimal."""
-    return hashlib.sha256(_lines(records).encode()).hexdigest()
+    return _sha256(_lines(records))
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _lines(records: Iterable[Record]) -> str:

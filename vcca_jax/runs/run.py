@@ -17,12 +17,10 @@ from vcca_jax.runs.errors import RunError
 from vcca_jax.runs.figures import draw_figures
 from vcca_jax.runs.lock import NAME, working_on
 from vcca_jax.runs.problem import Problem, make_problem
-from vcca_jax.runs.records import FIELDS, Record, digest, write_json, write_records, write_text
-from vcca_jax.runs.settling import replay_run, settle_period, terms
+from vcca_jax.runs.records import FIELDS, Record, write_json, write_records, write_text
+from vcca_jax.runs.settling import settle_period, terms
 from vcca_jax.runs.sinks import Sink, scalars
-from vcca_jax.runs.stored import latest_note, read_results, records_as_noted, verify_run
-
-__all__ = ["RunError", "latest_note", "read_results", "replay_run", "run", "verify_run"]
+from vcca_jax.runs.stored import records_as_noted
 
 
 def run(
@@ -116,12 +114,13 @@ def _run(
             if epoch % config.settlement.epochs_per_period == 0:
                 period = epoch // config.settlement.epochs_per_period
                 settle_period(config, ledger, period, records)
-            for name in FIELDS:
-                write_records(folder / f"{name}.jsonl", records[name])
+            written = {
+                name: write_records(folder / f"{name}.jsonl", records[name]) for name in FIELDS
+            }
             note = {
                 "head": ledger.head(),
                 "config": config.digest(),
-                "records": {name: digest(records[name]) for name in FIELDS},
+                "records": written,
                 "environment": machine,
             }
             saved.save(epoch, states, note)
