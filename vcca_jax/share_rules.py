@@ -325,13 +325,6 @@ def check_rule(rule: object) -> None:
         )
 
 
-def innermost(spec: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the spec of the rule that looks at credit, be it within others that change shares."""
-    while isinstance(of := spec.get("of"), Mapping):
-        spec = of
-    return spec
-
-
 def rule_from_spec(spec: Mapping[str, Any]) -> ShareRule:
     """Build one of this module's rules again from its spec.
 

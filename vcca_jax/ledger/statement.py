@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 
 from vcca_jax.ledger.chain import Entry
 from vcca_jax.ledger.drafts import CARRIED, REVENUE, of_stream
-from vcca_jax.ledger.terms import Terms
-from vcca_jax.share_rules import innermost
+from vcca_jax.ledger.terms import Terms, innermost
 
 
 class StatementLine(NamedTuple):

@@ -6,7 +6,7 @@ from typing import Any, Final, NamedTuple
 from vcca_jax.ledger import chain
 from vcca_jax.ledger.errors import ForeignLedgerError, LedgerError
 from vcca_jax.settlement import whole_number
-from vcca_jax.share_rules import ShareRule, check_rule, innermost
+from vcca_jax.share_rules import ShareRule, check_rule
 
 FORMAT: Final = "vcca-ledger-1"
 LAGGING: Final = "vcca-ledger-2"
@@ -155,6 +155,13 @@ def _whole(name: str, value: object, most: int) -> int | None:
     if whole is None or not 0 <= whole <= most:
         raise LedgerError(f"{name} is {value!r}; give a whole number, 0 to {most}")
     return whole
+
+
+def innermost(spec: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the spec of the rule that looks at credit, be it within others that change shares."""
+    while isinstance(of := spec.get("of"), Mapping):
+        spec = of
+    return spec
 
 
 def rule_scale(spec: Mapping[str, Any]) -> str | None:
